@@ -1,0 +1,76 @@
+"""How much of the model is perturbed, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from zolit.report import StepReport
+from zolit_callbacks.boards import is_due, log_scalars
+
+
+class BudgetLogger(pl.Callback):
+    """Logs how much of the model a step perturbs, and how unequal the sampler's chances are.
+
+    Every ``every_n_steps`` steps it writes these scalars of that step:
+
+    - ``budget/units`` and ``budget/unit_share``: the budget B, the expected number of perturbed blocks (or of
+      parameters, where selection is per parameter), and its share of all. Does the adaptive budget still explore, or
+      has it narrowed down?
+    - ``budget/blocks``, ``budget/block_share``, ``budget/parameters``, ``budget/parameter_share``: what was perturbed
+      in fact. Blocks differ in size a thousandfold: how much of the model does the budget amount to?
+    - ``budget/probability_min``, ``_median``, ``_max``: the range of the blocks' inclusion probabilities π. The
+      smallest bounds the correction 1/π, and with it how far one step can move a rarely chosen block.
+    - ``budget/clipped_share``: share of units with π = 1, which are perturbed at every step.
+
+    It has no state: a resumed run continues the series by itself.
+
+    Example:
+        trainer:
+          callbacks:
+            - class_path: zolit_callbacks.BudgetLogger
+              init_args:
+                every_n_steps: 10
+
+    Args:
+        every_n_steps: Log every so many steps.
+    """
+
+    def __init__(self, every_n_steps: PositiveInt = 10) -> None:
+        super().__init__()
+        self._every_n_steps = every_n_steps
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs if it is time to."""
+        if not is_due(trainer, self._every_n_steps):
+            return
+        assert isinstance(outputs, Mapping)
+        report: StepReport = outputs["zo"]
+        selection = report.selection
+        least, median, most = selection.probabilities.quantile(
+            selection.probabilities.new_tensor([0.0, 0.5, 1.0])
+        ).tolist()
+        blocks = int(selection.chosen.sum())
+        log_scalars(
+            trainer,
+            {
+                "budget/units": selection.budget,
+                "budget/unit_share": selection.budget / selection.units,
+                "budget/blocks": blocks,
+                "budget/block_share": blocks / len(selection.names),
+                "budget/parameters": selection.perturbed_parameters,
+                "budget/parameter_share": selection.perturbed_parameters / int(selection.sizes.sum()),
+                "budget/probability_min": least,
+                "budget/probability_median": median,
+                "budget/probability_max": most,
+                "budget/clipped_share": selection.clipped,
+            },
+        )

@@ -1,0 +1,275 @@
+"""What a run needs in memory: at the peak of each stage, split up, and against plain inference."""
+
+from __future__ import annotations
+
+import ctypes
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import psutil
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from typing_extensions import override
+
+from zolit_callbacks.boards import is_due, log_scalars
+
+_MIB = 2**20
+
+
+class Gauge(ABC):
+    """Reads how much memory is held on one device, in bytes."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Begins a new peak, at what is held now."""
+
+    @abstractmethod
+    def held(self) -> int:
+        """Returns what is held now."""
+
+    @abstractmethod
+    def peaks(self) -> dict[str, int]:
+        """Returns the most that was held since the last reset, ``peak``.
+
+        A device whose allocator keeps memory for later adds the most that this one had: ``reserved``.
+        """
+
+
+class _CudaGauge(Gauge):
+    """The caching allocator's own statistics. Not measured on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def held(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def peaks(self) -> dict[str, int]:
+        return {
+            "peak": torch.cuda.max_memory_allocated(self._device),
+            "reserved": torch.cuda.max_memory_reserved(self._device),
+        }
+
+
+class _LinuxGauge(Gauge):
+    """The process's resident memory and the kernel's high-water mark of it, which "5" sets back (man 5 proc)."""
+
+    def __init__(self) -> None:
+        self._trim = ctypes.CDLL(None).malloc_trim
+
+    def reset(self) -> None:
+        # glibc keeps tens of MiB of freed activations for later: they would count as held, and new ones as none.
+        self._trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def held(self) -> int:
+        return self._status("VmRSS")
+
+    def peaks(self) -> dict[str, int]:
+        return {"peak": self._status("VmHWM")}
+
+    def _status(self, field: str) -> int:
+        with Path("/proc/self/status").open(encoding="utf-8") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+class _SampledGauge(Gauge):
+    """The process's resident memory wherever the kernel keeps no mark that can be set back: sampled, so too low."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._start = self.held()
+
+    def reset(self) -> None:
+        self._start = self.held()
+
+    def held(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    def peaks(self) -> dict[str, int]:
+        return {"peak": max(self._start, self.held())}
+
+
+def gauge_for(device: torch.device) -> Gauge:
+    """Returns the finest gauge that there is for a device; its peak begins when it is first reset."""
+    if device.type == "cuda":
+        return _CudaGauge(device)
+    try:
+        gauge = _LinuxGauge()
+        gauge.reset()
+    except (AttributeError, OSError):  # another libc than glibc; another system than Linux, or a sandbox
+        return _SampledGauge()
+    return gauge
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    """Adds up a module's parameters and buffers, tied ones once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+class MemoryProfiler(pl.Callback):
+    """Measures what a run needs in memory, where it goes, and how much more a step needs than inference does.
+
+    Three stages have a peak. ``inference`` is one evaluation of the loss on the first training batch, at the start of
+    the fit, after another one that nobody measures (lazily loaded weights and libraries are in memory from then on).
+    ``fit`` is everything since the last look: the steps, and what ran between them (loading batches, checkpoints, other
+    callbacks). ``validation`` is one validation. On CUDA peaks are what tensors held (and, separately, what the
+    allocator reserved) on this rank's device. Elsewhere they are the resident memory of this process, without that of
+    data-loader workers: on Linux by the kernel's high-water mark, on other systems sampled at the end of each stage,
+    which is coarser and misses what was freed before.
+
+    Scalars, in MiB, at the first step and every ``every_n_steps`` steps: how much memory does this run need, and what
+    takes it?
+
+    - ``memory/fit_peak``, and on CUDA ``memory/fit_reserved``,
+    - ``memory/weights``: parameters and buffers,
+    - ``memory/scratch``: noise, scratch buffers and copies that the optimizer holds between steps,
+    - ``memory/process``: what was held when inference was measured besides weights and scratch: on a CPU the
+      interpreter, its libraries and the data, on CUDA next to nothing,
+    - ``memory/activations``: activations and the rest, that is ``fit_peak`` less the three above.
+
+    Once at the first step: ``memory/inference_peak`` (``memory/inference_reserved``) and
+    ``memory/step_over_inference``: the peak of the first step over that of inference on the same batch, both less
+    ``process``, so that the size of the interpreter does not hide the difference. After each validation:
+    ``memory/validation_peak`` (``memory/validation_reserved``).
+
+    Example:
+        trainer:
+          callbacks:
+            - class_path: zolit_callbacks.MemoryProfiler
+              init_args:
+                every_n_steps: 50
+
+    Args:
+        every_n_steps: Log every so many steps.
+
+    Attributes:
+        peak_bytes: Highest peak of each stage so far, keys ``inference``, ``fit``, ``validation``; kept in checkpoints.
+        reserved_bytes: The same for the memory that CUDA's allocator reserved; empty elsewhere.
+        split_bytes: The last look at ``fit`` split up, keys ``weights``, ``scratch``, ``process``, ``activations``.
+        step_over_inference: A step's peak over inference's; None before the first step.
+    """
+
+    def __init__(self, every_n_steps: PositiveInt = 50) -> None:
+        super().__init__()
+        self._every_n_steps = every_n_steps
+        self.peak_bytes: dict[str, int] = {}
+        self.reserved_bytes: dict[str, int] = {}
+        self.split_bytes: dict[str, int] = {}
+        self.step_over_inference: float | None = None
+        self._window: dict[str, int] = {}  # fit's peaks since the last look, as far as a validation has cut them off
+        self._fitting = False  # whether steps are taken at all in this run, and inference has been measured
+        self._stepped = False  # whether the first step of this run has been measured
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The highest peak of all stages, 0 before the first."""
+        return max(self.peak_bytes.values(), default=0)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds out how memory is measured on this run's device."""
+        self._gauge = gauge_for(trainer.strategy.root_device)
+        self._window = {}
+        self._fitting = self._stepped = False
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures inference on the first batch of this run."""
+        if self._fitting:
+            return
+        self._fitting = True
+        module: Any = pl_module
+        with trainer.precision_plugin.train_step_context():
+            module.objective(batch)
+            self._gauge.reset()
+            held = self._gauge.held()
+            module.objective(batch)
+        self._inference = self._gauge.peaks()
+        self._process = max(held - _weight_bytes(pl_module) - module.zo.scratch_bytes(), 0)
+        self._note("inference", self._inference)
+        self._gauge.reset()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the steps' peak: at the first step, and when it is time to."""
+        if self._stepped and not is_due(trainer, self._every_n_steps):
+            return
+        self._close_window()
+        peaks, self._window = self._window, {}
+        weights, scratch = _weight_bytes(pl_module), cast("Any", pl_module).zo.scratch_bytes()
+        self.split_bytes = {
+            "weights": weights,
+            "scratch": scratch,
+            "process": self._process,
+            "activations": max(peaks["peak"] - weights - scratch - self._process, 0),
+        }
+        scalars = _scalars("fit", peaks) | {f"memory/{part}": size / _MIB for part, size in self.split_bytes.items()}
+        if not self._stepped:
+            self._stepped = True
+            # At least a byte is held in inference beyond the process: its weights.
+            ratio = (peaks["peak"] - self._process) / (self._inference["peak"] - self._process)
+            self.step_over_inference = ratio
+            scalars |= _scalars("inference", self._inference) | {"memory/step_over_inference": ratio}
+        log_scalars(trainer, scalars)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the steps since the last look into account."""
+        self._close_window()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins a new peak."""
+        if self._fitting:
+            self._close_window()
+        self._gauge.reset()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the validation's peak, and begins a new one."""
+        peaks = self._gauge.peaks()
+        self._note("validation", peaks)
+        if self._fitting:  # the sanity check and `trainer.validate` have no step to be logged at
+            log_scalars(trainer, _scalars("validation", peaks))
+        self._gauge.reset()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the peaks so far."""
+        return {"peak_bytes": dict(self.peak_bytes), "reserved_bytes": dict(self.reserved_bytes)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a state that ``state_dict`` returned; inference and the first step are measured anew."""
+        self.peak_bytes = dict(state_dict["peak_bytes"])
+        self.reserved_bytes = dict(state_dict["reserved_bytes"])
+
+    def _close_window(self) -> None:
+        """Takes the peaks since the last reset as fit's, and begins new ones."""
+        peaks = self._gauge.peaks()
+        self._window = {kind: max(size, self._window.get(kind, 0)) for kind, size in peaks.items()}
+        self._note("fit", peaks)
+        self._gauge.reset()
+
+    def _note(self, stage: str, peaks: dict[str, int]) -> None:
+        """Raises a stage's peaks to those that were just measured."""
+        self.peak_bytes[stage] = max(peaks["peak"], self.peak_bytes.get(stage, 0))
+        if "reserved" in peaks:
+            self.reserved_bytes[stage] = max(peaks["reserved"], self.reserved_bytes.get(stage, 0))
+
+
+def _scalars(stage: str, peaks: dict[str, int]) -> dict[str, float]:
+    """Names a stage's peaks for the loggers, in MiB."""
+    return {f"memory/{stage}_{kind}": size / _MIB for kind, size in peaks.items()}

@@ -1,0 +1,189 @@
+"""What a fit came to, in a few lines for people and a file for machines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from zolit.report import StepReport
+from zolit_callbacks.memory import MemoryProfiler, gauge_for
+
+_WARM_UP = 3
+_MEASUREMENTS = 20
+
+
+class RunSummary(pl.Callback):
+    """Says at a fit's end how accurate the model was before and after, what it cost, and where everything lies.
+
+    "Before" is the validation that Lightning runs before the first step (``num_sanity_val_steps: -1``; a checkpoint
+    keeps it), "after" the one of the final weights. A step's time is compared with two plain forwards of the same
+    batch, run just before it, on about twenty steps spread over the run and not the first three: the median ratio.
+    These forwards are not among ``forward_passes``.
+
+    ``write`` is for whoever runs the fit to call, once final weights are validated; the command line does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[str, float] = {}
+        self._after: dict[str, float] = {}
+        self._validated_at = -1
+        self._last: StepReport | None = None
+        self._skipped_already = 0
+        self._ratios: list[float] = []
+        self._step_seconds: list[float] = []
+        self._forwards_seconds = 0.0
+        self._started = 0.0
+        self._fit_started = 0.0
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fit_started = time.perf_counter()
+        if not any(isinstance(callback, MemoryProfiler) for callback in _callbacks(trainer)):
+            self._gauge = gauge_for(trainer.strategy.root_device)
+            self._gauge.reset()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if trainer.sanity_checking:
+            self._before = self._before or found
+        else:
+            self._after, self._validated_at = found, self._steps_of(trainer)
+
+    @staticmethod
+    def _steps_of(trainer: pl.Trainer) -> int:
+        return trainer.fit_loop.epoch_loop.global_step
+
+    def is_behind(self, trainer: pl.Trainer) -> bool:
+        """Tells whether steps were made since the last validation of weights that there is data to validate on."""
+        return bool(trainer.val_dataloaders) and self._validated_at != self._steps_of(trainer)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = 0.0
+        every = max(trainer.max_steps // _MEASUREMENTS, 1)
+        if (
+            len(self._ratios) >= _MEASUREMENTS
+            or trainer.global_step < _WARM_UP
+            or trainer.global_step % every != 1 % every
+        ):
+            return
+        start = self._now(pl_module.device)
+        with trainer.precision_plugin.train_step_context():
+            for _ in range(2):
+                cast("Any", pl_module).objective(batch)
+        self._started = self._now(pl_module.device)
+        self._forwards_seconds = self._started - start
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if self._started:
+            seconds = self._now(pl_module.device) - self._started
+            self._step_seconds.append(seconds)
+            self._ratios.append(seconds / self._forwards_seconds)
+        self._last = cast("dict[str, Any]", outputs)["zo"]
+
+    @staticmethod
+    def _now(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds = time.perf_counter() - self._fit_started
+
+    def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Returns what ``summary.json`` holds; what was not measured is None."""
+        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
+        peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
+        last = self._last
+        best = None if checkpoint is None else checkpoint.best_model_score
+        return {
+            "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
+            "accuracy_before": self._before.get("val/accuracy"),
+            "accuracy_after": self._after.get("val/accuracy"),
+            "loss_before": self._before.get("val/loss"),
+            "loss_after": self._after.get("val/loss"),
+            "steps": self._steps_of(trainer),
+            "forward_passes": 0 if last is None else last.total_forward_passes,
+            "skipped_steps": 0 if last is None else last.skipped_steps,
+            "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
+            "step_over_two_forwards": statistics.median(self._ratios) if self._ratios else None,
+            "fit_seconds": self._seconds,
+            "peak_memory_bytes": peak,
+            "step_memory_over_inference": None if profiler is None else profiler.step_over_inference,
+            "checkpoint": (checkpoint and checkpoint.last_model_path) or None,
+            "best_checkpoint": (checkpoint and checkpoint.best_model_path) or None,
+            "best_accuracy": None if best is None else float(best),
+            "logs": str(trainer.log_dir or trainer.default_root_dir),
+        }
+
+    def write(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Prints the summary and writes ``summary.json`` into the run folder, on rank zero.
+
+        Returns:
+            The figures.
+        """
+        figures = self.figures(trainer)  # on every rank: where the logs are is agreed on by all
+        if trainer.is_global_zero:
+            folder = Path(figures["logs"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            Console().print(_table(figures, folder))
+        return figures
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = dict(state_dict["before"])
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    """Returns the trainer's callbacks, an attribute that its class does not declare."""
+    return cast("list[pl.Callback]", cast("Any", trainer).callbacks)
+
+
+def _table(figures: dict[str, Any], folder: Path) -> Table:
+    def share(name: str) -> str:
+        value = figures[name]
+        return "not measured" if value is None else f"{100 * value:.1f} %"
+
+    def ratio(name: str, of: str) -> str:
+        return "not measured" if figures[name] is None else f"{figures[name]:.2f} x {of}"
+
+    table = Table(title=f"{figures['method']}: what happened", show_header=False, title_justify="left")
+    table.add_row("accuracy before", share("accuracy_before"))
+    table.add_row("accuracy after", share("accuracy_after"))
+    table.add_row(
+        "forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, none of them backward"
+    )
+    table.add_row("time of a step", ratio("step_over_two_forwards", "two plain forwards"))
+    memory = f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB at the peak"
+    if figures["step_memory_over_inference"] is not None:
+        memory += f"; a step takes {ratio('step_memory_over_inference', 'inference')}"
+    table.add_row("memory", memory)
+    table.add_row("checkpoint", str(figures["checkpoint"] or "none"))
+    table.add_row("TensorBoard", f"tensorboard --logdir {folder}")
+    table.add_row("this summary", str(folder / "summary.json"))
+    return table

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from zolit_callbacks import BudgetLogger
+
+from tests.callbacks.reporting import Runs
+
+EXPECTED = {
+    "budget/units": 2.0,
+    "budget/unit_share": 0.5,
+    "budget/blocks": 2.0,
+    "budget/block_share": 0.5,
+    "budget/parameters": 4600.0,
+    "budget/parameter_share": 4600 / 5210,
+    "budget/probability_min": 0.25,
+    "budget/probability_median": 0.375,
+    "budget/probability_max": 1.0,
+    "budget/clipped_share": 0.25,
+}
+
+
+def test_scalars_stand_where_the_module_s_own_stand(runs: Runs) -> None:
+    runs.fit(BudgetLogger(every_n_steps=3), runs.module(lambda step: None), steps=10)
+    loss = runs.scalars("train/loss")
+    for tag, value in EXPECTED.items():
+        assert runs.scalars(tag) == pytest.approx({2: value, 5: value, 8: value}), tag
+    assert {step: loss[step] for step in (2, 5, 8)} == {2: 2.0, 5: 5.0, 8: 8.0}
+
+
+def test_logs_meet_lightning_s_where_the_intervals_are_equal(runs: Runs) -> None:
+    runs.fit(BudgetLogger(every_n_steps=4), runs.module(lambda step: None), steps=10, log_every_n_steps=4)
+    assert list(runs.scalars("budget/units")) == list(runs.scalars("train/loss")) == [3, 7]
+
+
+def test_csv_logger(runs: Runs, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="csv", version="")
+    runs.fit(BudgetLogger(every_n_steps=5), runs.module(lambda step: None), steps=10, logger=logger)
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["budget/units"]]
+    assert [int(row["step"]) for row in rows] == [4, 9]
+    assert {tag: float(rows[0][tag]) for tag in EXPECTED} == pytest.approx(EXPECTED)
+
+
+def test_without_logger(runs: Runs) -> None:
+    assert runs.fit(BudgetLogger(1), runs.module(lambda step: None), steps=3, logger=False).global_step == 3
+
+
+def test_other_steps_are_not_looked_at() -> None:
+    BudgetLogger(every_n_steps=4).on_train_batch_end(SimpleNamespace(global_step=3), None, None, None, 0)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zolit.blocks import Weight, partition, trainable_weights
+from zolit.choice import Choice
+from zolit.directions import Directions
+from zolit.hashing import mix, name_key
+from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
+from zolit.perturbation.base import CHUNK
+
+LAWS = [Gaussian, Rademacher, GaussianPool]
+
+
+@pytest.fixture(scope="module", params=LAWS, ids=lambda law: law.__name__)
+def law(request: pytest.FixtureRequest) -> Perturbation:
+    return request.param()
+
+
+def weight(numel: int, name: str = "w") -> Weight:
+    return Weight(name, nn.Parameter(torch.zeros(numel)), name_key(name))
+
+
+def whole(law: Perturbation, to: Weight, key: int) -> Tensor:
+    """All pieces of a direction; drawn one by one, as nothing may rely on two being valid at once."""
+    pieces = []
+    for start, stop in law.ranges(to):
+        values, factor = law.draw(to, key, start, stop)
+        assert values.shape == (stop - start,)
+        assert values.dtype == torch.float32
+        pieces.append(values * factor)
+    return torch.cat(pieces)
+
+
+def test_ranges_partition_a_weight_larger_than_a_chunk(law: Perturbation) -> None:
+    numel = 2 * CHUNK + 17
+    ranges = list(law.ranges(weight(numel)))
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == numel
+    assert all(stop == start for (_, stop), (start, _) in pairwise(ranges))
+    assert all(0 < stop - start <= CHUNK for start, stop in ranges)
+
+
+def test_moments(law: Perturbation) -> None:
+    """Mean 0 and variance 1 of half a million elements; the fourth moment is the law's own."""
+    count = 1 << 19
+    z = whole(law, weight(count), key=mix(1, 2)).double()
+    # Within one piece of a pool, moments are those of its part of the pool: as exact as a fresh sample's.
+    assert abs(float(z.mean())) < 5 / count**0.5
+    assert float(z.square().mean()) == pytest.approx(1.0, abs=5 * (2 / count) ** 0.5)
+    fourth = 1.0 if isinstance(law, Rademacher) else 3.0
+    assert float((z**4).mean()) == pytest.approx(fourth, abs=5 * (96 / count) ** 0.5)
+
+
+@pytest.mark.parametrize("numel", [1, 3, 16, 40])
+def test_moments_of_short_weights_over_keys(law: Perturbation, numel: int) -> None:
+    """Element by element over many keys: mean 0, covariance I."""
+    draws = torch.stack([whole(law, weight(numel), mix(5, step)) for step in range(4000)]).double()
+    assert float(draws.mean(0).abs().max()) < 4.5 / 4000**0.5
+    covariance = draws.T @ draws / len(draws)
+    assert float((covariance - torch.eye(numel)).abs().max()) < 5.5 * (2 / 4000) ** 0.5
+
+
+def test_same_key_same_draw_and_another_key_another(law: Perturbation) -> None:
+    first = whole(law, weight(1000), key=42)
+    second = whole(law, weight(1000), key=43)
+    assert torch.equal(first, whole(law, weight(1000), key=42))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, whole(type(law)(), weight(1000), key=42))
+
+
+def test_pieces_of_one_weight_are_independent(law: Perturbation) -> None:
+    z = whole(law, weight(2 * CHUNK + 5000), key=9).double()
+    first, second, rest = z[:CHUNK], z[CHUNK : 2 * CHUNK], z[2 * CHUNK :]
+    assert abs(float((first * second).mean())) < 5 / CHUNK**0.5
+    assert abs(float((first[:5000] * rest).mean())) < 5 / 5000**0.5
+
+
+@pytest.mark.parametrize("what", ["seed", "step", "direction", "weight"])
+def test_directions_are_uncorrelated_across(law: Perturbation, what: str) -> None:
+    """Covariance over 200,000 elements of two draws that differ in one part of what they are for."""
+    count = 200_000
+    model = nn.Module()
+    for name in ("a", "b"):
+        model.register_parameter(name, nn.Parameter(torch.zeros(count)))
+    blocks = partition(trainable_weights(model))
+    ones = torch.ones(2, dtype=torch.float64)
+    choice = Choice(torch.ones(2, dtype=torch.bool), ones, ones)
+
+    def draw(seed: int = 0, step: int = 0, direction: int = 0, weight: int = 0) -> Tensor:
+        directions = Directions(blocks, choice, law, seed, step, count=2)
+        values, factor = directions.draw(direction, blocks[weight].weights[0], 0, count)
+        return values.double() * factor
+
+    base, other = draw(), draw(**{what: 1})
+    assert not torch.equal(base, other)
+    assert abs(float((base * other).mean())) < 5 / count**0.5
+
+
+@pytest.mark.parametrize("numel", [1, 7, 8, 9, 15, 16, 17, 1001])
+def test_rademacher_is_plus_or_minus_one(numel: int) -> None:
+    law = Rademacher()
+    whole(law, weight(CHUNK), 1)  # leaves its buffers full of other draws
+    z = whole(law, weight(numel), 3)
+    assert torch.equal(z.abs(), torch.ones(numel))
+
+
+def test_rademacher_signs_of_each_place_in_a_byte() -> None:
+    z = whole(Rademacher(), weight(1 << 19), 4).view(-1, 8).double()
+    covariance = z.T @ z / len(z)
+    assert float((covariance - torch.eye(8)).abs().max()) < 5 / len(z) ** 0.5
+    assert float(z.mean(0).abs().max()) < 5 / len(z) ** 0.5
+
+
+def test_pool_is_centered_and_scaled() -> None:
+    pool = GaussianPool()._pool(torch.device("cpu")).double()
+    assert abs(float(pool.mean())) < 1e-6
+    assert float(pool.square().mean()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_pool_offsets_reach_both_ends_and_both_signs() -> None:
+    law = GaussianPool()
+    pool = law._pool(torch.device("cpu"))
+    seen = {}
+    for key in range(2000):
+        values, factor = law.draw(weight(CHUNK), key, 0, CHUNK)
+        offset = values.storage_offset()
+        assert 0 <= offset <= pool.numel() - CHUNK
+        seen[offset] = factor
+    assert min(seen) < CHUNK / 50
+    assert max(seen) > CHUNK * 49 / 50
+    assert abs(sum(seen.values())) < 5 * len(seen) ** 0.5
+
+
+def test_pool_is_not_written_by_steps() -> None:
+    from zolit import CurvZO
+
+    law = GaussianPool()
+    before = law._pool(torch.device("cpu")).clone()
+    model = nn.Linear(5, 3)
+    optimizer = CurvZO(model, blocks="parameter", perturbation=law, lr=1e-3, momentum=0.9)
+    for _ in range(5):
+        optimizer.step(lambda: model(torch.ones(2, 5)).square().mean(1))
+    assert torch.equal(law._pool(torch.device("cpu")), before)
+
+
+def test_pool_that_is_too_small() -> None:
+    with pytest.raises(ValueError, match="size"):
+        GaussianPool(CHUNK)
+
+
+def test_scratch_is_a_chunk_whatever_the_weights(law: Perturbation) -> None:
+    for numel in (10, 2 * CHUNK + 1):
+        whole(law, weight(numel), 1)
+    assert 0 < law.scratch_bytes() <= 8 * CHUNK + CHUNK

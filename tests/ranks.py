@@ -1,0 +1,48 @@
+"""Runs ``zolit`` with the arguments after a folder, and writes down what each rank saw: a script, not a test.
+
+Each rank saves ``rank<r>.pt`` in the folder: its weights, its losses, and the numels of its training steps' reductions.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from zolit.cli import run
+from zolit.module import ZerothOrderModule
+
+
+def main(folder: Path) -> None:
+    reduced: list[int] = []
+    in_steps: list[int] = []
+    losses: list[float] = []
+    all_reduce, training_step = dist.all_reduce, ZerothOrderModule.training_step
+
+    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        reduced.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    def watched(self: ZerothOrderModule, batch: Any, batch_idx: int) -> Any:
+        before = len(reduced)
+        outputs = training_step(self, batch, batch_idx)
+        in_steps.extend(reduced[before:])
+        losses.append(outputs["zo"].loss)
+        return outputs
+
+    dist.all_reduce = counted
+    ZerothOrderModule.training_step = watched
+    cli = run(sys.argv[2:])
+    assert cli.model.model is not None
+    state = {
+        "weights": cli.model.model.state_dict(),
+        "losses": losses,
+        "in_steps": in_steps,
+        "strategy": type(cli.trainer.strategy).__name__,
+    }
+    torch.save(state, folder / f"rank{cli.trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,58 @@
+"""Every shipped YAML is parsed against the real signatures, and runs two steps where nothing has to be downloaded."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Fit
+
+CONFIGS = ROOT / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1")
+
+
+def test_the_promised_files_are_there() -> None:
+    assert {"opt-125m", "opt-2.7b", "llama-2-7b", "smollm2-135m"} <= set(MODELS)
+    assert {"mezo", "curvzo"} <= set(METHODS)
+    assert "sst2" in TASKS
+    assert {path.relative_to(CONFIGS) for path in CONFIGS.glob("*.yaml")} == {Path("quickstart.yaml")}
+
+
+@pytest.mark.parametrize(("model", "method", "task"), list(product(MODELS, METHODS, TASKS)))
+def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: str, task: str) -> None:
+    cli = zolit(
+        "fit",
+        f"--config=configs/method/{method}.yaml",
+        f"--config=configs/task/{task}.yaml",
+        "--model.name_or_path=zolit/quickstart/model",
+        "--data.train_file=zolit/quickstart/reviews.train.jsonl",
+        "--data.validation_file=zolit/quickstart/reviews.validation.jsonl",
+        *TWO_STEPS,
+        config=f"configs/model/{model}.yaml",
+    )
+    assert cli.trainer.global_step == 2
+    assert type(cli.model.zo).__name__.lower() == method
+    assert cli.model.zo.param_groups[0]["lr"] == cli.config.fit.model.optimizer.init_args.lr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_configs_hold_the_defaults_of_their_class(zolit: Fit, method: str) -> None:
+    """So that a reader of the YAML and a reader of the docstring see the same numbers."""
+    cli = zolit("fit", f"--config=configs/method/{method}.yaml", *TWO_STEPS)
+    written = cli.config.fit.model.optimizer.init_args
+    bare = zolit("fit", f"--model.optimizer={cli.config.fit.model.optimizer.class_path}", *TWO_STEPS)
+    defaults = bare.config.fit.model.optimizer.init_args
+    for key in vars(defaults):
+        assert written[key] == defaults[key], key
+
+
+def test_quickstart_runs_curvzo_with_its_four_callbacks(zolit: Fit) -> None:
+    cli = zolit("fit", *TWO_STEPS)
+    assert type(cli.model.zo).__name__ == "CurvZO"
+    names = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert {"CurvatureTracker", "BudgetLogger", "SupportMonitor", "MemoryProfiler"} <= names

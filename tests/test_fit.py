@@ -1,0 +1,137 @@
+"""The main job: a fit from the command line, what it leaves behind, and that nothing but losses decides it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import Fit, summary
+
+SHORT = ("--trainer.max_steps=6", "--trainer.val_check_interval=3")
+
+
+@pytest.mark.parametrize("method", ["mezo", "curvzo"])
+def test_quickstart_learns(zolit: Fit, tmp_path: Path, method: str) -> None:
+    zolit(
+        "fit", f"--config=configs/method/{method}.yaml", "--trainer.max_steps=300", "--trainer.val_check_interval=300"
+    )
+    figures = summary(tmp_path)
+    assert figures["accuracy_before"] < 0.6
+    assert figures["accuracy_after"] >= 0.9
+    assert figures["forward_passes"] == 600
+    assert figures["steps"] == 300
+    assert figures["step_over_two_forwards"] > 0.5
+    assert figures["peak_memory_bytes"] > 2**20
+    assert Path(figures["checkpoint"]).is_file()
+    assert figures["skipped_steps"] == 0
+
+
+def test_global_step_checkpoints_schedule_and_logs_go_by_steps(zolit: Fit, tmp_path: Path) -> None:
+    cli = zolit(
+        "fit",
+        *SHORT,
+        "--trainer.log_every_n_steps=1",
+        "--trainer.callbacks+=LearningRateMonitor",
+        "--model.lr_scheduler=torch.optim.lr_scheduler.StepLR",
+        "--model.lr_scheduler.step_size=2",
+        "--model.lr_scheduler.gamma=0.5",
+    )
+    assert cli.trainer.global_step == 6
+    assert any(isinstance(callback, LearningRateMonitor) for callback in cli.trainer.callbacks)
+    events = EventAccumulator(cli.trainer.log_dir)
+    events.Reload()
+    rates = {event.step: event.value for event in events.Scalars("zo/learning_rate")}
+    assert rates == pytest.approx({0: 1e-3, 1: 1e-3, 2: 5e-4, 3: 5e-4, 4: 2.5e-4, 5: 2.5e-4})
+    monitored = {event.step: event.value for event in events.Scalars("lr-CurvZO")}
+    assert monitored == pytest.approx(rates)
+    assert [event.step for event in events.Scalars("val/accuracy")] == [2, 5]
+    checkpoint = torch.load(Path(summary(tmp_path)["checkpoint"]), weights_only=True)
+    assert checkpoint["global_step"] == 6
+
+
+def test_plateau_scheduler_is_stepped_by_validations(zolit: Fit) -> None:
+    cli = zolit(
+        "fit",
+        *SHORT,
+        "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
+        "--model.lr_scheduler.monitor=val/loss",
+        "--model.lr_scheduler.patience=0",
+        "--model.lr_scheduler.threshold=1e9",
+        "--model.lr_scheduler.factor=0.1",
+    )
+    assert cli.model.zo.param_groups[0]["lr"] == pytest.approx(1e-5)  # reduced twice
+
+
+def test_early_stopping_ends_the_run(zolit: Fit) -> None:
+    cli = zolit(
+        "fit",
+        "--trainer.max_steps=100",
+        "--trainer.val_check_interval=2",
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+        "--trainer.callbacks.min_delta=2",
+        "--trainer.callbacks.patience=2",
+    )
+    assert cli.trainer.global_step == 6
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_precisions_probe_and_move(zolit: Fit, precision: str) -> None:
+    cli = zolit("fit", *SHORT, f"--trainer.precision={precision}", "--model.optimizer=MeZO")
+    report = cli.model.zo.last_step
+    assert report is not None
+    assert report.losses[0] != report.losses[1]
+    assert cli.model.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+
+
+def test_micro_batches_give_the_same_step_to_rounding(zolit: Fit) -> None:
+    whole = zolit("fit", *SHORT)
+    pieces = zolit("fit", *SHORT, "--model.micro_batch_size=5")
+    for a, b in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_language_modeling_objective_is_the_right_words_likelihood(zolit: Fit) -> None:
+    losses = {}
+    for objective in ("classification", "lm"):
+        cli = zolit("fit", "--trainer.max_steps=1", f"--model.objective={objective}")
+        (batch, *_) = cli.datamodule.val_dataloader()
+        losses[objective] = cli.model.objective(batch)
+        logits = cli.model(batch).float()
+        words = logits.log_softmax(1)[:, batch.candidates]
+        right = words.gather(1, batch.labels[:, None])[:, 0]
+        expected = -right if objective == "lm" else words.logsumexp(1) - right
+        torch.testing.assert_close(losses[objective], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(losses["lm"], losses["classification"], atol=1e-2)
+
+
+def test_validate_test_and_predict(zolit: Fit, tmp_path: Path) -> None:
+    cli = zolit("validate")
+    assert float(cli.trainer.callback_metrics["val/accuracy"]) == pytest.approx(0.5, abs=0.1)
+    cli = zolit("test", "--data.test_file=zolit/quickstart/reviews.validation.jsonl")
+    assert "test/accuracy" in cli.trainer.callback_metrics
+    cli = zolit("predict")
+    predictions = cli.trainer.predict(cli.model, cli.datamodule)
+    assert predictions is not None
+    assert sum(len(batch["label"]) for batch in predictions) == 400
+
+
+def test_without_a_logger(zolit: Fit, tmp_path: Path) -> None:
+    zolit("fit", *SHORT, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}")
+    assert summary(tmp_path)["steps"] == 6
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_last_checkpoint_holds_the_final_weights(zolit: Fit, tmp_path: Path) -> None:
+    cli = zolit("fit", "--trainer.max_steps=5", "--trainer.val_check_interval=3")
+    figures = summary(tmp_path)
+    saved = torch.load(Path(figures["checkpoint"]), weights_only=True)
+    assert saved["global_step"] == 5
+    for name, weight in cli.model.state_dict().items():
+        assert torch.equal(saved["state_dict"][name], weight), name
+    assert torch.load(Path(figures["best_checkpoint"]), weights_only=True)["global_step"] == 3

@@ -1,0 +1,62 @@
+"""Two real processes over gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import QUIET, ROOT
+
+STEPS = 20
+
+
+def fit(folder: Path, devices: int, batch_size: int, *args: str) -> list[dict[str, Any]]:
+    """Runs a fit and returns what each rank saved."""
+    folder.mkdir()
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "ranks.py"),
+        str(folder),
+        "fit",
+        "--config=configs/quickstart.yaml",
+        f"--trainer.max_steps={STEPS}",
+        f"--trainer.val_check_interval={STEPS}",
+        f"--trainer.devices={devices}",
+        f"--data.batch_size={batch_size}",
+        f"--trainer.logger.init_args.save_dir={folder}",
+        *QUIET,
+        *args,
+    ]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "callbacks")])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_two_ranks_agree_to_the_bit_through_two_floats_a_step(tmp_path: Path, precision: str) -> None:
+    options = (f"--trainer.precision={precision}", "--model.optimizer.momentum=0.5")
+    first, second = fit(tmp_path / "two", 2, 8, *options)
+    assert first["strategy"] == "ReplicatedStrategy"
+    assert first["losses"] == second["losses"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert first["in_steps"] == second["in_steps"] == [2] * STEPS
+    if precision == "32-true":
+        (one,) = fit(tmp_path / "one", 1, 16, *options)
+        assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:
+    first, second = fit(tmp_path / "ddp", 2, 8, "--trainer.strategy=ddp")
+    assert first["strategy"] == "ReplicatedStrategy"
+    assert first["losses"] == second["losses"]

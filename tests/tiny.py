@@ -1,0 +1,92 @@
+"""Models small enough for thousands of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearLoss(nn.Module):
+    """L(θ) = Σ_b ⟨g_b, θ_b⟩ with θ = 0 at first: its gradient g is known and central differences of it are exact."""
+
+    def __init__(self, gradients: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.gradients = dict(gradients)
+        for name, gradient in gradients.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros_like(gradient)))
+
+    def forward(self) -> Tensor:
+        return sum((self.get_parameter(name) * g).sum() for name, g in self.gradients.items())  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def take(self) -> dict[str, Tensor]:
+        """Returns θ and sets it back to 0."""
+        moved = {name: self.get_parameter(name).clone() for name in self.gradients}
+        for name in self.gradients:
+            self.get_parameter(name).zero_()
+        return moved
+
+
+def linear_loss(sizes: list[int], seed: int = 0, dtype: torch.dtype = torch.float64) -> LinearLoss:
+    """A linear loss over blocks b0, b1, ... of the given sizes, gradients standard normal."""
+    generator = torch.Generator().manual_seed(seed)
+    return LinearLoss({f"b{i}": torch.randn(n, generator=generator).to(dtype) for i, n in enumerate(sizes)})
+
+
+class Layered(nn.Module):
+    """Two numbered layers between an input and an output layer: one of each kind of block name."""
+
+    def __init__(self, order: tuple[str, ...] = ("embed", "layers", "norm", "head")) -> None:
+        super().__init__()
+        parts: dict[str, nn.Module] = {
+            "embed": nn.Linear(4, 6),
+            "layers": nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)]),
+            "norm": nn.LayerNorm(6),
+            "head": nn.Linear(6, 1, bias=False),
+        }
+        for name in order:
+            self.add_module(name, parts[name])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.embed(inputs)
+        for layer in self.layers:  # type: ignore[union-attr]
+            hidden = hidden + torch.tanh(layer(hidden))
+        answer: Tensor = self.head(self.norm(hidden))
+        return answer.squeeze(-1)
+
+
+def layered(dtype: torch.dtype = torch.float32, order: tuple[str, ...] | None = None, seed: int = 0) -> Layered:
+    """The layered model, with weights that depend on their names and the seed alone."""
+    model = Layered(order) if order else Layered()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    return model.to(dtype)
+
+
+def regression(model: nn.Module, examples: int = 16, seed: int = 1) -> Callable[[], Tensor]:
+    """A closure: squared error of each example, shape (examples,), on targets that a linear map makes."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    inputs = torch.randn(examples, 4, generator=generator)
+    targets = (inputs @ torch.tensor([1.0, -2.0, 0.5, 0.0])).to(dtype)
+    inputs = inputs.to(dtype)
+
+    def closure() -> Tensor:
+        losses: Tensor = (model(inputs) - targets).square()
+        return losses
+
+    return closure
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """True where both hold bitwise the same weights."""
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())

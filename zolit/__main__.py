@@ -1,0 +1,5 @@
+"""``python -m zolit``."""
+
+from zolit.cli import main
+
+main()

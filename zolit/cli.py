@@ -1,0 +1,120 @@
+"""The command ``zolit``: fit, validate, test and predict, by LightningCLI."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from typing import Any, NoReturn, cast
+
+import zolit_callbacks
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
+from typing_extensions import override
+
+import zolit.methods
+from zolit.errors import NonFiniteLossError, UserError, require
+from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
+from zolit.strategies import ReplicatedStrategy
+from zolit.tasks import PromptedClassification
+
+
+class ZolitParser(LightningArgumentParser):
+    """Says what is wrong with the options in one sentence, without the list of all options before it."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"zolit: error: {explain(message)}\n")
+        sys.exit(2)
+
+
+def explain(message: str) -> str:
+    """Puts jsonargparse's account of a bad option into one sentence that says what to do.
+
+    Args:
+        message: What jsonargparse says, over many lines where a type has many alternatives.
+    """
+    text = " ".join(message.split())
+    key = named[1] if (named := re.match(r'Parser key "([^"]+)":', text)) else ""
+    if refused := re.search(r"Option '([^']+)' is not accepted.*class_path='[^']*?([^.']+)'", text):
+        return f"{key}: {refused[2]} has no option {refused[1]!r}; `zolit fit --{key}.help {refused[2]}` lists them"
+    if key == "model.optimizer" and (path := re.search(r"Expected a path but (\S+) either", text)):
+        return f"{key}: there is no method {path[1]!r}; known methods are {', '.join(zolit.methods.__all__)}"
+    if key and (value := re.search(r"Given value: (.*)$", text)):
+        wanted = re.search(r"Subtypes: (\[.*?\]) Errors", text)
+        types = " or ".join(re.findall(r"<class '([^']+)'>", wanted[1])) if wanted else "another type"
+        return f"{key}: {value[1]!r} is not valid, it must be {types}"
+    return f"{text}; `zolit fit --help` and `zolit fit --model.optimizer.help CurvZO` list the options"
+
+
+class ZolitCLI(LightningCLI):
+    """LightningCLI with the module, the data module, a checkpoint callback and a summary at the end of a fit."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model.name_or_path", "data.name_or_path")
+        parser.add_lightning_class_args(zolit_callbacks.StepCheckpoint, "checkpoint")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        # On a CPU, Lightning would turn it into bf16-mixed with a warning.
+        require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
+        # Several configurations may ask for one callback of ours; the last one's options count.
+        callbacks = trainer.callbacks or []
+        ours = {c.class_path: i for i, c in enumerate(callbacks) if c.class_path.startswith("zolit_callbacks.")}
+        trainer.callbacks = [c for i, c in enumerate(callbacks) if ours.get(c.class_path, i) == i]
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy) is DDPStrategy:
+            # What Lightning picks for several devices, or the user by `ddp`, would allocate gradient buckets.
+            trainer = super().instantiate_trainer(**kwargs, strategy=ReplicatedStrategy())
+        return trainer
+
+    def after_fit(self) -> None:
+        """Validates the final weights if the last validation did not see them, and writes the summary."""
+        if self._summary.is_behind(self.trainer):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self._summary.write(self.trainer)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        self._summary = zolit_callbacks.RunSummary()
+        cast("Any", self.trainer).callbacks.insert(0, self._summary)
+
+
+def run(args: list[str] | None = None) -> ZolitCLI:
+    """Parses the arguments and runs the subcommand.
+
+    Args:
+        args: Like ``sys.argv[1:]``, which None means.
+    """
+    return ZolitCLI(
+        ZerothOrderModule,
+        PromptedClassification,
+        args=args,
+        parser_class=ZolitParser,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": ""},
+            },
+            "num_sanity_val_steps": -1,
+            "use_distributed_sampler": False,
+        },
+    )
+
+
+def main() -> None:
+    """Entry point of the command: what a user can mend is said in one sentence."""
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
+    try:
+        run()
+    except (UserError, NonFiniteLossError) as error:
+        sys.exit(f"zolit: error: {error}")

@@ -1,0 +1,6 @@
+"""From a few losses, which coefficients over the drawn directions?"""
+
+from zolit.estimators.base import Estimate, Estimator, Evaluate
+from zolit.estimators.spsa import SPSA
+
+__all__ = ["SPSA", "Estimate", "Estimator", "Evaluate"]

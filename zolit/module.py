@@ -1,0 +1,209 @@
+"""The LightningModule: a language model, an objective, and a zeroth-order step in manual optimization."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from zolit.errors import require
+from zolit.methods import MeZO
+from zolit.optimizer import ZerothOrder
+from zolit.pretrained import check_model_path, load_causal_lm
+from zolit.strategies import ReplicatedStrategy, mean_over_ranks
+from zolit.tasks import PromptBatch, micro_batches
+
+
+class ZerothOrderModule(LightningModule):
+    """Tunes a causal language model to put the right label word after a prompt, with forward passes alone.
+
+    Every training step is one step of the optimizer, which calls the objective several times on the same batch;
+    Lightning counts it as one. ``training_step`` returns ``{"loss": ..., "zo": StepReport}``, and callbacks read the
+    report from there. A third party's ``on_before_optimizer_step`` is called by Lightning after every forward, while
+    weights are perturbed: read the weights elsewhere.
+
+    Args:
+        name_or_path: Folder or hub id of a causal language model.
+        optimizer: The method, MeZO or CurvZO, with its options under ``init_args``.
+        lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after every training step; of Lightning,
+            lightning.pytorch.cli.ReduceLROnPlateau, stepped after every validation; null keeps the rate constant.
+        objective: classification is the cross-entropy over the label words' likelihoods, as in MeZO; lm is the
+            plain language-modeling loss of the right word.
+        micro_batch_size: Evaluate a batch in pieces of so many examples, which takes less memory and gives the same
+            step to rounding; null evaluates it whole.
+        attn_implementation: Attention of transformers, e.g. sdpa or eager; null lets transformers choose.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: If there is no such model folder, or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        optimizer: Callable[[nn.Module], ZerothOrder] = MeZO,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        objective: Literal["classification", "lm"] = "classification",
+        micro_batch_size: int | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        check_model_path(name_or_path)
+        require(
+            micro_batch_size is None or micro_batch_size >= 1,
+            f"model.micro_batch_size: must be at least 1, not {micro_batch_size}",
+        )
+        self.automatic_optimization = False
+        self.name_or_path = name_or_path
+        self.model: PreTrainedModel | None = None
+        self._make_optimizer = optimizer
+        self._make_scheduler = lr_scheduler
+        self._objective = objective
+        self._micro_batch_size = micro_batch_size
+        self._attn_implementation = attn_implementation
+        self._trust_remote_code = trust_remote_code
+        self._metrics = nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in ("loss", "accuracy")}
+        )
+
+    @property
+    def zo(self) -> ZerothOrder:
+        """The optimizer itself, without Lightning's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, ZerothOrder)
+        return optimizer
+
+    @override
+    def setup(self, stage: str) -> None:
+        require(self.trainer.precision != "16-mixed", REFUSE_16_MIXED)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy) and stage == "fit":
+            warnings.warn(
+                "strategy: DDP allocates gradient buckets as large as the trainable weights, which a forward-only "
+                "step never uses; `strategy: replicated` does without",
+                stacklevel=1,
+            )
+        # The model stays in evaluation mode on purpose: dropout would make the two losses of a step incomparable.
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training")
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = load_causal_lm(
+                self.name_or_path,
+                dtype=torch.get_default_dtype(),
+                attn_implementation=self._attn_implementation,
+                trust_remote_code=self._trust_remote_code,
+            )
+            self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+
+    @override
+    def configure_optimizers(self) -> Any:
+        assert self.model is not None
+        optimizer = self._make_optimizer(self.model)
+        if self.trainer.world_size > 1:
+            optimizer.reduce = mean_over_ranks
+        if self._make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},
+        }
+
+    @override
+    def forward(self, batch: PromptBatch) -> Tensor:
+        """Returns the logits of the token after each prompt, shape (batch, vocabulary)."""
+        assert self.model is not None
+        positions = {}
+        if self._takes_positions:
+            positions["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp_(min=0)
+        output = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            logits_to_keep=1,
+            **positions,
+        )
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    def _losses(self, logits: Tensor, batch: PromptBatch) -> Tensor:
+        if self._objective == "classification":
+            return functional.cross_entropy(logits[:, batch.candidates].float(), batch.labels, reduction="none")
+        return functional.cross_entropy(logits.float(), batch.candidates[batch.labels], reduction="none")
+
+    @torch.no_grad()
+    def objective(self, batch: PromptBatch) -> Tensor:
+        """Returns the loss of each example at the weights as they are, shape (batch,), float32.
+
+        Logits, in the vocabulary's width, are formed for the last position alone.
+        """
+        return torch.cat([self._losses(self(part), part) for part in micro_batches(batch, self._micro_batch_size)])
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        loss = optimizer.step(partial(self.objective, batch))
+        scheduler = self.lr_schedulers()
+        if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
+            scheduler.step()
+        report = self.zo.last_step
+        assert report is not None
+        self.log("train/loss", report.loss, prog_bar=True)
+        self.log("zo/forward_passes", float(report.total_forward_passes))
+        self.log("zo/learning_rate", report.learning_rate)
+        self.log("zo/skipped_steps", float(report.skipped_steps))
+        for index, coefficient in enumerate(report.coefficients):
+            self.log(f"zo/projected_gradient/{index}", coefficient)
+        return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
+
+    def _evaluate(self, stage: str, batch: PromptBatch) -> None:
+        logits = self(batch)
+        hits = logits[:, batch.candidates].argmax(1) == batch.labels
+        for name, values in (("loss", self._losses(logits, batch)), ("accuracy", hits.float())):
+            metric = self._metrics[f"{stage}_{name}"]
+            assert isinstance(metric, MeanMetric)
+            metric.update(values)
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(values))
+
+    @override
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        scheduler = self.lr_schedulers()
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if isinstance(scheduler, ReduceLROnPlateau) and fitting:
+            scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
+
+    @override
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    @override
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns each example's likeliest label and the probabilities of all, shapes (batch,) and (batch, classes)."""
+        probabilities = self(batch)[:, batch.candidates].float().softmax(1)
+        return {"label": probabilities.argmax(1), "probabilities": probabilities}
+
+
+REFUSE_16_MIXED = (
+    "trainer.precision: 16-mixed scales gradients, and a forward-only step has none to scale; take bf16-mixed, "
+    "bf16-true or 32-true"
+)

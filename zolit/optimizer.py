@@ -1,0 +1,218 @@
+"""One zeroth-order step: select, draw, probe, estimate, update.
+
+``ZerothOrder`` walks through five rooms and knows what happens in none of them. A method (a paper) is one choice per
+room and stands in ``zolit/methods``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zolit.blocks import partition, trainable_weights
+from zolit.directions import Directions
+from zolit.errors import NonFiniteLossError, require
+from zolit.estimators import SPSA, Estimator
+from zolit.hashing import mix, name_key
+from zolit.perturbation import Gaussian, Perturbation
+from zolit.probing import Closure, InPlace, Prober
+from zolit.report import StepReport
+from zolit.selection import Everything, Selection
+from zolit.updates import SGD, Update
+
+_UPDATE = name_key("update")
+
+
+class _NotFinite(Exception):
+    """Leaves the estimator when a loss is NaN or infinite."""
+
+
+class ZerothOrder(torch.optim.Optimizer):
+    """Estimates gradients from forward passes alone and descends along them.
+
+    The loss goes to the host once per call of the estimator's ``evaluate`` (two-point SPSA: once a step), and so do,
+    with curvature selection, one number per block; a step waits for nothing else.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> inputs, targets = torch.randn(8, 4), torch.randn(8, 1)
+        >>> optimizer = ZerothOrder(model, lr=1e-2)
+        >>> loss = optimizer.step(lambda: (model(inputs) - targets).square().mean(1))
+
+    Args:
+        model: The model; its parameters that require a gradient are tuned.
+        lr: η, the learning rate.
+        eps: ε, the probe radius.
+        seed: Base seed of directions and samples.
+        blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
+        selection: Which blocks move?
+        perturbation: Which directions are drawn?
+        prober: How are losses at perturbed weights obtained?
+        estimator: How far along each direction?
+        update: How do the weights move?
+        max_skipped: Stop when so many steps in a row had a loss that was not finite.
+
+    Attributes:
+        last_step: Report of the latest step; None before the first.
+        reduce: Takes the losses of a call of ``evaluate``, shape (queries,), and returns their mean over all ranks; the
+            identity unless somebody sets it.
+
+    Raises:
+        UserError: If a number is out of its range, or the model or its blocks will not do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        seed: int = 0,
+        blocks: str = "tensor",
+        selection: Selection | None = None,
+        perturbation: Perturbation | None = None,
+        prober: Prober | None = None,
+        estimator: Estimator | None = None,
+        update: Update | None = None,
+        max_skipped: int = 10,
+    ) -> None:
+        require(0.0 <= lr < math.inf, f"lr: the learning rate must be at least 0 and finite, not {lr}")
+        require(0.0 < eps < math.inf, f"eps: the probe radius must be positive and finite, not {eps}")
+        require(max_skipped >= 1, f"max_skipped: must be at least 1, not {max_skipped}")
+        self._weights = trainable_weights(model)
+        super().__init__([(weight.name, weight.parameter) for weight in self._weights], {"lr": lr})
+        self.blocks = partition(self._weights, blocks)
+        self.eps = eps
+        self.seed = seed
+        self.selection = selection or Everything()
+        self.perturbation = perturbation or Gaussian()
+        self.prober = prober or InPlace()
+        self.estimator = estimator or SPSA()
+        self.update = update or SGD()
+        self.max_skipped = max_skipped
+        self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
+        self.last_step: StepReport | None = None
+        self.selection.bind(self.blocks, seed)
+        self._steps = 0
+        self._forwards = 0
+        self._skipped = 0
+        self._skipped_in_a_row = 0
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> float:  # type: ignore[override]
+        """Makes one step.
+
+        A step with a loss that is NaN or infinite leaves the weights and the selection's knowledge alone.
+
+        Args:
+            closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
+                called once per forward pass, always on the same batch, under ``torch.no_grad``.
+
+        Returns:
+            The mean of the step's losses, over all ranks; the full story is in ``last_step``.
+
+        Raises:
+            NonFiniteLossError: If this is the ``max_skipped``-th step in a row with such a loss.
+        """
+        choice = self.selection.select(self._steps)
+        directions = Directions(
+            self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions
+        )
+        losses: list[float] = []
+
+        def evaluate(queries: Tensor) -> Tensor:
+            answer = self.reduce(self.prober.losses(closure, directions, queries)).double().cpu()
+            losses.extend(answer.tolist())
+            if not answer.isfinite().all():
+                raise _NotFinite
+            return answer
+
+        lr = float(self.param_groups[0]["lr"])
+        coefficients: list[float] = [0.0] * directions.count
+        skipped = False
+        try:
+            estimate = self.estimator.estimate(evaluate, self.eps)
+        except _NotFinite:
+            skipped = True
+        else:
+            coefficients = estimate.coefficients.tolist()
+            key = mix(self.seed, _UPDATE, self._steps)
+            self.update.apply(self._weights, directions, coefficients, lr, key)
+            self.selection.observe(choice, directions, estimate.derivatives.tolist())
+        self._forwards += len(losses)
+        self._skipped += skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        self.last_step = StepReport(
+            step=self._steps,
+            loss=sum(losses) / len(losses),
+            losses=tuple(losses),
+            coefficients=tuple(coefficients),
+            forward_passes=len(losses),
+            total_forward_passes=self._forwards,
+            skipped=skipped,
+            skipped_steps=self._skipped,
+            learning_rate=lr,
+            selection=self.selection.report(choice),
+        )
+        self._steps += 1
+        if skipped:
+            self._complain(losses)
+        return self.last_step.loss
+
+    def _complain(self, losses: list[float]) -> None:
+        where = f"step {self._steps - 1}: the losses {losses} are not all finite"
+        if self._skipped_in_a_row >= self.max_skipped:
+            msg = (
+                f"{where}, for {self._skipped_in_a_row} steps in a row (max_skipped): lower lr or eps, "
+                "or look at the data and the precision"
+            )
+            raise NonFiniteLossError(msg)
+        if self._skipped == 1:
+            msg = f"{where}; the weights were left alone. This is said once; skipped steps are counted in the report"
+            warnings.warn(msg, RuntimeWarning, stacklevel=5)  # beyond torch's wrappers of step
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes held for noise, masks, copies of weights and buffers, without SGD's state."""
+        return (
+            self.selection.scratch_bytes()
+            + self.perturbation.scratch_bytes()
+            + self.prober.scratch_bytes()
+            + self.update.scratch_bytes()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs to go on as if it had not stopped.
+
+        The rooms' state stands under a key of its own, by names: what torch keeps per parameter would be cast to the
+        parameters' type on loading, and scores or velocities in bfloat16 are not what was saved.
+        """
+        return {
+            **super().state_dict(),
+            "zo": {
+                "steps": self._steps,
+                "forwards": self._forwards,
+                "skipped": self._skipped,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "seed": self.seed,
+                "selection": self.selection.state_dict(),
+                "update": self.update.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a state that ``state_dict`` returned; the seed is the state's, so that the directions go on."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
+        state = state_dict["zo"]
+        self._steps = state["steps"]
+        self._forwards = state["forwards"]
+        self._skipped = state["skipped"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self.seed = state["seed"]
+        self.selection.bind(self.blocks, self.seed)
+        self.selection.load_state_dict(state["selection"])
+        self.update.load_state_dict(state["update"])

@@ -1,0 +1,8 @@
+"""From which law is a direction drawn, given (seed, step, direction, weight)?"""
+
+from zolit.perturbation.base import Perturbation
+from zolit.perturbation.gaussian import Gaussian
+from zolit.perturbation.pool import GaussianPool
+from zolit.perturbation.rademacher import Rademacher
+
+__all__ = ["Gaussian", "GaussianPool", "Perturbation", "Rademacher"]

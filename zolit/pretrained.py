@@ -1,0 +1,62 @@
+"""Loading a causal language model from a folder or a hub, with one clear sentence when it cannot be had."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from zolit.errors import UserError
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+def check_model_path(name_or_path: str) -> None:
+    """Checks what can be checked before anything is loaded.
+
+    Args:
+        name_or_path: A folder, or the id of a model on the hub.
+
+    Raises:
+        UserError: If it is a folder without a model or weights, or a path of which there is no folder.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            msg = f"model.name_or_path: the folder {name_or_path} has no config.json; name a Hugging Face model folder"
+            raise UserError(msg)
+        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+            msg = f"model.name_or_path: the folder {name_or_path} has a config.json but no weights (*.safetensors)"
+            raise UserError(msg)
+    elif name_or_path.startswith((".", "~", os.sep)) or name_or_path.count("/") > 1:
+        msg = f"model.name_or_path: there is no folder {name_or_path}; give a model folder or a hub id such as org/name"
+        raise UserError(msg)
+
+
+def load_causal_lm(
+    name_or_path: str, *, dtype: torch.dtype, attn_implementation: str | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Loads a causal language model in evaluation mode: dropout would make the two losses of a step incomparable.
+
+    Args:
+        name_or_path: A folder, or the id of a model on the hub.
+        dtype: Type of the weights, whatever they were saved as.
+        attn_implementation: As in transformers, e.g. sdpa or eager; None lets transformers choose.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: If the model cannot be loaded.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"model.name_or_path: {name_or_path} cannot be loaded as a causal language model: {reason}"
+        raise UserError(msg) from error
+    assert isinstance(model, PreTrainedModel)
+    model.train(False)
+    return model

@@ -1,0 +1,39 @@
+"""The fifth room: what is done with the gradient estimate Σ aᵢûᵢ?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from zolit.blocks import Weight
+from zolit.directions import Directions
+
+
+class Update(ABC):
+    """Moves the weights."""
+
+    @abstractmethod
+    def apply(
+        self, weights: Sequence[Weight], directions: Directions, coefficients: Sequence[float], lr: float, key: int
+    ) -> None:
+        """Makes one step.
+
+        Args:
+            weights: All trainable weights.
+            directions: The step's directions.
+            coefficients: a, shape (k,).
+            lr: The learning rate.
+            key: What the step's random choices, if any, are mixed from.
+        """
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes that are held beside the weights, the update's own state left out."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, by weight name, in tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state that ``state_dict`` returned."""
