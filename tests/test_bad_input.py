@@ -144,5 +144,5 @@ def test_micro_batch_size(bad: Bad) -> None:
 
 def test_losses_that_are_never_finite(bad: Bad) -> None:
     with pytest.warns(RuntimeWarning, match="not all finite"):
-        said = bad("--model.optimizer.lr=1e25", "--model.optimizer.max_skipped=2", "--trainer.max_steps=10")
+        said = bad("--model.optimizer.eps=1e38", "--model.optimizer.max_skipped=2", "--trainer.max_steps=10")
     assert "max_skipped" in said

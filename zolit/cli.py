@@ -68,10 +68,11 @@ class ZolitCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy) is DDPStrategy:
             # What Lightning picks for several devices, or the user by `ddp`, would allocate gradient buckets.
-            trainer = super().instantiate_trainer(**kwargs, strategy=ReplicatedStrategy())
+            trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
         return trainer
 
     def after_fit(self) -> None:

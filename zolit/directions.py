@@ -97,7 +97,7 @@ class Directions:
         for direction, coefficient in enumerate(coefficients):
             u, factor = self.draw(direction, weight, start, stop)
             if self._energies is not None:
-                self._energies[direction, block] += factor**2 * torch.dot(u, u)
+                self._energies[direction, block] += factor**2 * torch.dot(u, u).to(self._energies.device)
             if self._choice.mask is not None:
                 u = u * self._choice.mask.correction(weight, start, stop)
             piece.add_(u, alpha=coefficient * factor * self._corrections[block])
