@@ -36,6 +36,7 @@ def test_global_step_checkpoints_schedule_and_logs_go_by_steps(zolit: Fit, tmp_p
         *SHORT,
         "--trainer.log_every_n_steps=1",
         "--trainer.callbacks+=LearningRateMonitor",
+        "--model.optimizer.lr=1e-3",
         "--model.lr_scheduler=torch.optim.lr_scheduler.StepLR",
         "--model.lr_scheduler.step_size=2",
         "--model.lr_scheduler.gamma=0.5",
@@ -57,6 +58,7 @@ def test_plateau_scheduler_is_stepped_by_validations(zolit: Fit) -> None:
     cli = zolit(
         "fit",
         *SHORT,
+        "--model.optimizer.lr=1e-3",
         "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
         "--model.lr_scheduler.monitor=val/loss",
         "--model.lr_scheduler.patience=0",
@@ -135,3 +137,18 @@ def test_last_checkpoint_holds_the_final_weights(zolit: Fit, tmp_path: Path) -> 
     for name, weight in cli.model.state_dict().items():
         assert torch.equal(saved["state_dict"][name], weight), name
     assert torch.load(Path(figures["best_checkpoint"]), weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_validation_counts_exactly(zolit: Fit, precision: str) -> None:
+    """Over 399 examples in unequal batches; sums in bfloat16 would be off in the third digit."""
+    cli = zolit("validate", f"--trainer.precision={precision}", "--data.validation_examples=399")
+    cli.model.eval()
+    hits, losses = 0, 0.0
+    for batch in cli.datamodule.val_dataloader():
+        with torch.no_grad():
+            logits = cli.model(batch)[:, batch.candidates].float()
+        hits += int((logits.argmax(1) == batch.labels).sum())
+        losses += float(torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum"))
+    assert float(cli.trainer.callback_metrics["val/accuracy"]) == pytest.approx(hits / 399, abs=1e-6)
+    assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(losses / 399, rel=1e-5)

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAccuracy
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -76,9 +76,9 @@ class ZerothOrderModule(LightningModule):
         self._micro_batch_size = micro_batch_size
         self._attn_implementation = attn_implementation
         self._trust_remote_code = trust_remote_code
-        self._metrics = nn.ModuleDict(
-            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in ("loss", "accuracy")}
-        )
+        # Of hits against ones, in whole numbers: bf16-true turns the states of metrics that are not into bfloat16.
+        self.val_accuracy = BinaryAccuracy()
+        self.test_accuracy = BinaryAccuracy()
 
     @property
     def zo(self) -> ZerothOrder:
@@ -172,18 +172,17 @@ class ZerothOrderModule(LightningModule):
             self.log(f"zo/projected_gradient/{index}", coefficient)
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
 
-    def _evaluate(self, stage: str, batch: PromptBatch) -> None:
+    def _evaluate(self, stage: str, accuracy: BinaryAccuracy, batch: PromptBatch) -> None:
         logits = self(batch)
         hits = logits[:, batch.candidates].argmax(1) == batch.labels
-        for name, values in (("loss", self._losses(logits, batch)), ("accuracy", hits.float())):
-            metric = self._metrics[f"{stage}_{name}"]
-            assert isinstance(metric, MeanMetric)
-            metric.update(values)
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(values))
+        accuracy.update(hits.int(), torch.ones_like(batch.labels))
+        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, batch_size=len(hits))
+        loss = self._losses(logits, batch).mean()
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(hits), sync_dist=True)
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        self._evaluate("val", self.val_accuracy, batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -194,7 +193,7 @@ class ZerothOrderModule(LightningModule):
 
     @override
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+        self._evaluate("test", self.test_accuracy, batch)
 
     @override
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Tensor]:
