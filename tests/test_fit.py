@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import Fit, summary
+from tests.conftest import ROOT, Fit, summary
 
 SHORT = ("--trainer.max_steps=6", "--trainer.val_check_interval=3")
 
@@ -117,10 +118,26 @@ def test_validate_test_and_predict(zolit: Fit, tmp_path: Path) -> None:
     assert float(cli.trainer.callback_metrics["val/accuracy"]) == pytest.approx(0.5, abs=0.1)
     cli = zolit("test", "--data.test_file=zolit/quickstart/reviews.validation.jsonl")
     assert "test/accuracy" in cli.trainer.callback_metrics
-    cli = zolit("predict")
-    predictions = cli.trainer.predict(cli.model, cli.datamodule)
-    assert predictions is not None
-    assert sum(len(batch["label"]) for batch in predictions) == 400
+    zolit("predict")
+    (written,) = tmp_path.rglob("predictions.jsonl")
+    predictions = [json.loads(line) for line in written.read_text().splitlines()]
+    assert len(predictions) == 400
+    for prediction in predictions:
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert prediction["label"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+
+
+def test_a_checkpoint_is_what_validate_and_predict_see(zolit: Fit, tmp_path: Path) -> None:
+    zolit("fit", "--trainer.max_steps=200", "--trainer.val_check_interval=200")
+    figures = summary(tmp_path)
+    cli = zolit("validate", f"--ckpt_path={figures['checkpoint']}")
+    assert float(cli.trainer.callback_metrics["val/accuracy"]) == pytest.approx(figures["accuracy_after"])
+    zolit("predict", f"--ckpt_path={figures['checkpoint']}")
+    (written,) = tmp_path.rglob("predictions.jsonl")
+    predicted = [json.loads(line)["label"] for line in written.read_text().splitlines()]
+    records = (ROOT / "zolit" / "quickstart" / "reviews.validation.jsonl").read_text().splitlines()
+    hits = [label == str(json.loads(record)["label"]) for label, record in zip(predicted, records, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(figures["accuracy_after"])
 
 
 def test_without_a_logger(zolit: Fit, tmp_path: Path) -> None:
@@ -152,3 +169,25 @@ def test_validation_counts_exactly(zolit: Fit, precision: str) -> None:
         losses += float(torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum"))
     assert float(cli.trainer.callback_metrics["val/accuracy"]) == pytest.approx(hits / 399, abs=1e-6)
     assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(losses / 399, rel=1e-5)
+
+
+def test_a_resumed_run_remembers_the_best_checkpoint(zolit: Fit, tmp_path: Path) -> None:
+    options = ("--trainer.val_check_interval=2", "--checkpoint.monitor=val/loss", "--checkpoint.mode=max")
+    zolit("fit", "--trainer.max_steps=2", *options)
+    first = summary(tmp_path)
+    zolit("fit", "--trainer.max_steps=4", f"--ckpt_path={first['checkpoint']}", "--model.optimizer.lr=1e-3", *options)
+    second = json.loads((tmp_path / "quickstart" / "version_1" / "summary.json").read_text())
+    assert second["accuracy_before"] == first["accuracy_before"]
+    assert second["forward_passes"] == 8
+    assert second["best_checkpoint"] in (first["best_checkpoint"], second["checkpoint"].replace("last", "best"))
+    assert Path(first["best_checkpoint"]).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("method", ["mezo", "curvzo"])
+def test_quickstart_never_fails(zolit: Fit, tmp_path: Path, method: str, seed: int) -> None:
+    """The first thing that a stranger sees, with other directions and another order of the data."""
+    config = f"--config=configs/method/{method}.yaml"
+    zolit("fit", config, f"--model.optimizer.seed={seed}", f"--data.seed={seed}")
+    assert summary(tmp_path)["accuracy_after"] >= 0.9

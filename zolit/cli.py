@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import zolit_callbacks
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 import zolit.methods
@@ -81,6 +84,19 @@ class ZolitCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self._summary.write(self.trainer)
 
+    def after_predict(self) -> None:
+        """Writes a line for each example, in the file's order: its label and the probability of every label."""
+        require(self.trainer.world_size == 1, "trainer.devices: predictions are written by one process; take 1")
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = self.datamodule.class_names
+        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+            for batch in self.trainer.predict_loop.predictions:
+                for label, row in zip(batch["label"].tolist(), batch["probabilities"].tolist(), strict=True):
+                    record = {"label": names[label], "probabilities": dict(zip(names, row, strict=True))}
+                    lines.write(json.dumps(record) + "\n")
+        rank_zero_info(f"predictions: {folder / 'predictions.jsonl'}")
+
     @override
     def after_instantiate_classes(self) -> None:
         self._summary = zolit_callbacks.RunSummary()
@@ -98,6 +114,7 @@ def run(args: list[str] | None = None) -> ZolitCLI:
         PromptedClassification,
         args=args,
         parser_class=ZolitParser,
+        parser_kwargs={"prog": "zolit", "description": "Fine-tune language models with forward passes alone."},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},

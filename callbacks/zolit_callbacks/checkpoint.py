@@ -62,8 +62,13 @@ class StepCheckpoint(ModelCheckpoint):
         if self._saved_at != trainer.global_step:
             self._write_last(trainer)
 
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A resumed run has a folder of its own, and the best so far is still the best.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
     def _write_last(self, trainer: pl.Trainer) -> None:
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-        trainer.save_checkpoint(self.last_model_path)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._saved_at = trainer.global_step
