@@ -138,6 +138,24 @@ def test_model_folder_that_is_not_there(bad: Bad) -> None:
     assert "./no/model" in bad("--model.name_or_path=./no/model")
 
 
+def test_checkpoint_that_is_not_there(bad: Bad) -> None:
+    assert "nope.ckpt" in bad("--ckpt_path=nope.ckpt")
+
+
+@pytest.mark.parametrize("option", ["gradient_clip_val=1.0", "accumulate_grad_batches=2"])
+def test_what_needs_gradients(bad: Bad, option: str) -> None:
+    assert "micro_batch_size" in bad(f"--trainer.{option}")
+
+
+def test_plateau_scheduler_without_a_monitor(bad: Bad) -> None:
+    said = bad("--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau")
+    assert "lightning.pytorch.cli.ReduceLROnPlateau" in said
+
+
+def test_no_devices(bad: Bad) -> None:
+    assert "devices" in bad("--trainer.devices=0")
+
+
 def test_micro_batch_size(bad: Bad) -> None:
     assert "micro_batch_size" in bad("--model.micro_batch_size=0")
 

@@ -140,6 +140,34 @@ def test_a_checkpoint_is_what_validate_and_predict_see(zolit: Fit, tmp_path: Pat
     assert sum(hits) / len(hits) == pytest.approx(figures["accuracy_after"])
 
 
+def test_seed_everything_seeds_what_is_random(zolit: Fit) -> None:
+    def losses(*seeds: str) -> float:
+        cli = zolit("fit", "--trainer.max_steps=1", *seeds)
+        assert cli.model.zo.last_step is not None
+        return cli.model.zo.last_step.loss
+
+    assert losses("--seed_everything=1") == losses("--model.optimizer.seed=1", "--data.seed=1")
+    assert losses("--seed_everything=1") != losses("--seed_everything=2")
+
+
+def test_a_single_callback(zolit: Fit) -> None:
+    zolit("fit", "--trainer.max_steps=1", "--trainer.callbacks=zolit_callbacks.BudgetLogger")
+
+
+def test_fast_dev_run_writes_nothing(zolit: Fit, tmp_path: Path) -> None:
+    zolit("fit", "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}")
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_predicting_needs_no_labels(zolit: Fit, tmp_path: Path) -> None:
+    texts = tmp_path / "new.jsonl"
+    texts.write_text('{"sentence": "The hall of the concert was lively."}\n' * 3)
+    zolit("predict", f"--data.test_file={texts}")
+    (written,) = tmp_path.rglob("predictions.jsonl")
+    assert len(written.read_text().splitlines()) == 3
+
+
 def test_without_a_logger(zolit: Fit, tmp_path: Path) -> None:
     zolit("fit", *SHORT, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}")
     assert summary(tmp_path)["steps"] == 6

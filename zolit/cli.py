@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import zolit_callbacks
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
@@ -46,7 +47,8 @@ def explain(message: str) -> str:
         return f"{key}: there is no method {path[1]!r}; known methods are {', '.join(zolit.methods.__all__)}"
     if key and (value := re.search(r"Given value: (.*)$", text)):
         wanted = re.search(r"Subtypes: (\[.*?\]) Errors", text)
-        types = " or ".join(re.findall(r"<class '([^']+)'>", wanted[1])) if wanted else "another type"
+        kinds = re.findall(r"<class '([^']+)'>|Literal\[(.*?)\]", wanted[1]) if wanted else []
+        types = " or ".join(kind or choices for kind, choices in kinds) or "of another type"
         return f"{key}: {value[1]!r} is not valid, it must be {types}"
     return f"{text}; `zolit fit --help` and `zolit fit --model.optimizer.help CurvZO` list the options"
 
@@ -57,15 +59,31 @@ class ZolitCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.name_or_path", "data.name_or_path")
+        parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
         parser.add_lightning_class_args(zolit_callbacks.StepCheckpoint, "checkpoint")
 
     @override
     def before_instantiate_classes(self) -> None:
-        trainer = self.config[self.subcommand].trainer
+        config = self.config[self.subcommand]
+        trainer = config.trainer
         # On a CPU, Lightning would turn it into bf16-mixed with a warning.
         require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
+        require(
+            not trainer.gradient_clip_val and trainer.accumulate_grad_batches == 1,
+            "trainer.gradient_clip_val, trainer.accumulate_grad_batches: a forward-only step has no gradients to clip "
+            "or add up; for large batches set data.batch_size and model.micro_batch_size",
+        )
+        path = config.get("ckpt_path")
+        require(
+            path in (None, "best", "last", "hpc", "registry") or Path(path).is_file(),
+            f"ckpt_path: there is no file {path}; runs write theirs to runs/.../checkpoints/last.ckpt",
+        )
+        # One option for all that is random, where no other is set.
+        for seeded in (config.data, config.model.optimizer.init_args):
+            seeded.seed = seeded.seed or int(config.seed_everything)
         # Several configurations may ask for one callback of ours; the last one's options count.
         callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         ours = {c.class_path: i for i, c in enumerate(callbacks) if c.class_path.startswith("zolit_callbacks.")}
         trainer.callbacks = [c for i, c in enumerate(callbacks) if ours.get(c.class_path, i) == i]
 
@@ -73,7 +91,7 @@ class ZolitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
         trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy) is DDPStrategy:
+        if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
             # What Lightning picks for several devices, or the user by `ddp`, would allocate gradient buckets.
             trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
         return trainer
@@ -84,9 +102,12 @@ class ZolitCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self._summary.write(self.trainer)
 
+    def before_predict(self) -> None:
+        """Refuses what would lose the predictions."""
+        require(self.trainer.world_size == 1, "trainer.devices: predictions are written by one process; take 1")
+
     def after_predict(self) -> None:
         """Writes a line for each example, in the file's order: its label and the probability of every label."""
-        require(self.trainer.world_size == 1, "trainer.devices: predictions are written by one process; take 1")
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         names = self.datamodule.class_names
@@ -123,6 +144,7 @@ def run(args: list[str] | None = None) -> ZolitCLI:
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                 "init_args": {"save_dir": "runs", "name": ""},
             },
+            "default_root_dir": "runs",
             "num_sanity_val_steps": -1,
             "use_distributed_sampler": False,
         },
@@ -134,5 +156,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
     try:
         run()
-    except (UserError, NonFiniteLossError) as error:
+    except (UserError, NonFiniteLossError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")

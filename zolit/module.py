@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 from torchmetrics.classification import BinaryAccuracy
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -91,6 +92,11 @@ class ZerothOrderModule(LightningModule):
     def setup(self, stage: str) -> None:
         require(self.trainer.precision != "16-mixed", REFUSE_16_MIXED)
         strategy = self.trainer.strategy
+        require(
+            isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
+            f"trainer.strategy: {type(strategy).__name__} keeps a part of the weights on each process, which is not "
+            "supported; take replicated",
+        )
         if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy) and stage == "fit":
             warnings.warn(
                 "strategy: DDP allocates gradient buckets as large as the trainable weights, which a forward-only "
@@ -119,10 +125,13 @@ class ZerothOrderModule(LightningModule):
             optimizer.reduce = mean_over_ranks
         if self._make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self._make_scheduler(optimizer)
+        require(
+            isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, TorchReduceLROnPlateau),
+            "model.lr_scheduler: torch's ReduceLROnPlateau does not know what to watch; take "
+            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/loss",
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
     def forward(self, batch: PromptBatch) -> Tensor:
@@ -152,13 +161,18 @@ class ZerothOrderModule(LightningModule):
 
         Logits, in the vocabulary's width, are formed for the last position alone.
         """
-        return torch.cat([self._losses(self(part), part) for part in micro_batches(batch, self._micro_batch_size)])
+        return self._objective_of(list(micro_batches(batch, self._micro_batch_size)))
+
+    @torch.no_grad()
+    def _objective_of(self, parts: list[PromptBatch]) -> Tensor:
+        return torch.cat([self._losses(self(part), part) for part in parts])
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        loss = optimizer.step(partial(self.objective, batch))
+        parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
+        loss = optimizer.step(partial(self._objective_of, parts))
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
             scheduler.step()

@@ -126,7 +126,7 @@ class ZerothOrder(torch.optim.Optimizer):
         losses: list[float] = []
 
         def evaluate(queries: Tensor) -> Tensor:
-            answer = self.reduce(self.prober.losses(closure, directions, queries)).double().cpu()
+            answer = self.reduce(self.prober.losses(closure, directions, queries)).cpu().double()
             losses.extend(answer.tolist())
             if not answer.isfinite().all():
                 raise _NotFinite
@@ -177,7 +177,7 @@ class ZerothOrder(torch.optim.Optimizer):
             warnings.warn(msg, RuntimeWarning, stacklevel=5)  # beyond torch's wrappers of step
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes held for noise, masks, copies of weights and buffers, without SGD's state."""
+        """Returns the bytes held beside the weights: noise, masks, copies of weights, buffers, momentum."""
         return (
             self.selection.scratch_bytes()
             + self.perturbation.scratch_bytes()

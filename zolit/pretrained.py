@@ -50,9 +50,11 @@ def load_causal_lm(
         UserError: If the model cannot be loaded.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-        )
+        # On the CPU first, whatever device Lightning works on: elsewhere transformers would ask for accelerate.
+        with torch.device("cpu"):
+            model = AutoModelForCausalLM.from_pretrained(
+                name_or_path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         msg = f"model.name_or_path: {name_or_path} cannot be loaded as a causal language model: {reason}"

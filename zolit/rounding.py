@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zolit.hashing import mix
-from zolit.perturbation.base import CHUNK, Generators, Scratch
+from zolit.scratch import CHUNK, Generators, Scratch
 
 _SEED = 0x726F756E64
 

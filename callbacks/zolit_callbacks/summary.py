@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
 from zolit.report import StepReport
+from zolit_callbacks.checkpoint import StepCheckpoint
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
 _WARM_UP = 3
@@ -40,7 +40,6 @@ class RunSummary(pl.Callback):
         self._after: dict[str, float] = {}
         self._validated_at = -1
         self._last: StepReport | None = None
-        self._skipped_already = 0
         self._ratios: list[float] = []
         self._step_seconds: list[float] = []
         self._forwards_seconds = 0.0
@@ -111,11 +110,12 @@ class RunSummary(pl.Callback):
 
     def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Returns what ``summary.json`` holds; what was not measured is None."""
-        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        checkpoint = next((c for c in _callbacks(trainer) if isinstance(c, StepCheckpoint)), None)
         profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
         peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
         last = self._last
-        best = None if checkpoint is None else checkpoint.best_model_score
+        watches_accuracy = checkpoint is not None and checkpoint.monitor == "val/accuracy"
+        best = checkpoint.best_model_score if checkpoint and watches_accuracy else None
         return {
             "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
             "accuracy_before": self._before.get("val/accuracy"),
@@ -143,7 +143,7 @@ class RunSummary(pl.Callback):
             The figures.
         """
         figures = self.figures(trainer)  # on every rank: where the logs are is agreed on by all
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not cast("Any", trainer).fast_dev_run:
             folder = Path(figures["logs"])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

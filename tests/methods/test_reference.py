@@ -13,7 +13,7 @@ from tests.reference import Naive
 from tests.tiny import layered, regression, weights_of
 from zolit import CurvZO, MeZO, ZerothOrder
 from zolit.perturbation import GaussianPool, Perturbation, Rademacher
-from zolit.perturbation.base import CHUNK
+from zolit.scratch import CHUNK
 
 TENSORS = {name: [name] for name, _ in layered().named_parameters()}
 LAYERS: dict[str, list[str]] = {}

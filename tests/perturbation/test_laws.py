@@ -11,7 +11,7 @@ from zolit.choice import Choice
 from zolit.directions import Directions
 from zolit.hashing import mix, name_key
 from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
-from zolit.perturbation.base import CHUNK
+from zolit.scratch import CHUNK
 
 LAWS = [Gaussian, Rademacher, GaussianPool]
 

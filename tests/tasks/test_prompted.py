@@ -44,7 +44,7 @@ class Recorder(LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, index: int) -> torch.Tensor:
-        return batch.labels
+        return batch.attention_mask.sum(1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -87,7 +87,11 @@ def test_setup_reads_what_a_stage_needs_and_each_split_once(module: Build, monke
     data = module()
     for stage in ("validate", "fit", "fit", "predict"):
         data.setup(stage)
-    assert [Path(path).name for path in read] == ["validation.jsonl", "train.jsonl"]
+    assert [Path(path).name for path in read] == [
+        "validation.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]  # the last without labels
 
 
 def test_label_words_may_have_numbers_for_keys(module: Build) -> None:
@@ -125,6 +129,7 @@ def test_datasets_beside_files(module: Build, tmp_path: Path) -> None:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
+    data.setup("predict")
     assert len(data.train_dataloader()) == 9  # the file
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         assert sum(len(batch.labels) for batch in loader) == 5
@@ -208,7 +213,9 @@ def test_every_stage_runs_under_lightning_without_a_warning(
         run(trainer(tmp_path), recorder, datamodule=tested, verbose=False)
         assert recorder.validated == 11
     predicted = trainer(tmp_path).predict(recorder, datamodule=data)
-    assert torch.cat(predicted).tolist() == [row["label"] for row in sentences(11)]  # in the order of the file
+    lengths = [1 + len(row["sentence"].split(" ")) + 2 for row in sentences(11)]
+    assert lengths != sorted(lengths)
+    assert torch.cat(predicted).tolist() == lengths  # in the order of the file
 
 
 def test_a_fit_needs_no_validation_data(module: Build, tmp_path: Path) -> None:

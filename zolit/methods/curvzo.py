@@ -9,7 +9,7 @@ from torch import nn
 from zolit.errors import require, require_one_of
 from zolit.estimators import SPSA
 from zolit.optimizer import ZerothOrder
-from zolit.perturbation import Perturbation
+from zolit.perturbation import Perturbation, Rademacher
 from zolit.rounding import Rounding
 from zolit.selection import (
     AdaptiveBudget,
@@ -95,6 +95,10 @@ class CurvZO(ZerothOrder):
         require(
             budget == "adaptive" or isinstance(budget, int | float),
             f"budget: must be adaptive or a share of the blocks in (0, 1], not {budget!r}",
+        )
+        require(
+            score != "unbiased" or not isinstance(perturbation, Rademacher),
+            "score: the unbiased score (eq. 41) holds for Gaussian directions, not for Rademacher ones",
         )
         require_one_of("sampling", sampling, ("curvature", "uniform"))
         share: Budget = AdaptiveBudget(budget_min, budget_max, alpha) if budget == "adaptive" else FixedBudget(budget)

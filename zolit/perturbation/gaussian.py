@@ -6,7 +6,8 @@ from torch import Tensor
 
 from zolit.blocks import Weight
 from zolit.hashing import mix
-from zolit.perturbation.base import CHUNK, Generators, Perturbation, Scratch
+from zolit.perturbation.base import Perturbation
+from zolit.scratch import CHUNK, Generators, Scratch
 
 
 class Gaussian(Perturbation):

@@ -8,7 +8,8 @@ from torch import Tensor
 from zolit.blocks import Weight
 from zolit.errors import require
 from zolit.hashing import mix
-from zolit.perturbation.base import CHUNK, Generators, Perturbation
+from zolit.perturbation.base import Perturbation
+from zolit.scratch import CHUNK, Generators
 
 _SEED = 0x7A6F6C6974
 

@@ -13,8 +13,8 @@ from zolit.choice import Choice
 from zolit.directions import Directions
 from zolit.errors import require
 from zolit.hashing import mix, name_key
-from zolit.perturbation.base import Generators
 from zolit.report import SelectionReport
+from zolit.scratch import Generators
 from zolit.selection.base import Selection
 from zolit.selection.budget import Budget
 from zolit.selection.curvature import effective_support, fill_and_explore, normalized_entropy

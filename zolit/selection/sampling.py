@@ -104,7 +104,7 @@ class BlockSampling(Selection):
     def observe(self, choice: Choice, directions: Directions, derivatives: Sequence[float]) -> None:
         """Updates the scores."""
         if self._scores is not None:
-            energies = directions.energies.double().cpu()
+            energies = directions.energies.cpu().double()
             self._scores.observe(list(derivatives), energies, choice.chosen, choice.probabilities)
             self._describe_scores()
 
@@ -154,21 +154,9 @@ class Uniform(BlockSampling):
 
 
 class Curvature(BlockSampling):
-    """π_b ∝ √s̄_b, at most 1: CurvZO, eq. (31).
-
-    Args:
-        budget: How many blocks, as a share.
-        scores: The smoothed scores.
-        horvitz_thompson: See ``BlockSampling``.
-        exploration: See ``BlockSampling``.
-    """
-
-    def __init__(
-        self, budget: Budget, scores: BlockScores, horvitz_thompson: bool = True, exploration: float = 0.05
-    ) -> None:
-        super().__init__(budget, scores, horvitz_thompson, exploration)
-        self._tracked = scores
+    """π_b ∝ √s̄_b, at most 1: CurvZO, eq. (31)."""
 
     def weights(self) -> Tensor:
         """Returns √s̄."""
-        return self._tracked.usable.sqrt()
+        assert self._scores is not None
+        return self._scores.usable.sqrt()

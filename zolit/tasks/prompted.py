@@ -66,6 +66,7 @@ class PromptedClassification(LightningDataModule):
         max_tokens: The longest prompt that is accepted, in tokens; null for the model's context. Nothing is cut off:
             the end of a prompt is what asks for the answer.
         seed: Seed of the training order and of the random choices of examples.
+        trust_remote_code: Run code that comes with the tokenizer; the CLI links it from model.trust_remote_code.
 
     Attributes:
         class_names: The labels, in the order of the classes.
@@ -94,6 +95,7 @@ class PromptedClassification(LightningDataModule):
         eval_batch_size: int = 32,
         max_tokens: int | None = None,
         seed: int = 0,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         self.name_or_path = name_or_path
@@ -109,6 +111,7 @@ class PromptedClassification(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_tokens = max_tokens
         self.seed = seed
+        self.trust_remote_code = trust_remote_code
         self.class_names = tuple(self.label_words)
         self._encoded: dict[str, EncodedPrompts] = {}
         self._train_loader: ResumableLoader | None = None
@@ -117,7 +120,7 @@ class PromptedClassification(LightningDataModule):
     def prepare_data(self) -> None:
         """Downloads what is not there yet."""
         if not Path(self.name_or_path).is_dir():
-            _load_tokenizer(self.name_or_path)
+            _load_tokenizer(self.name_or_path, self.trust_remote_code)
         lacking = [split for split, file in self.files.items() if file is None and getattr(self.dataset_splits, split)]
         if lacking and self.dataset is not None and not is_saved_dataset(self.dataset):
             fetch_dataset(self.dataset, self.dataset_config, None)
@@ -137,16 +140,17 @@ class PromptedClassification(LightningDataModule):
             "fit": ["train", "validation"] if self._has("validation") else ["train"],
             "validate": ["validation"],
             "test": ["test"],
-            "predict": [self._predict_split],
+            "predict": ["predict"],
         }[stage]
         missing = [split for split in needed if split not in self._encoded]
         if missing:
             template = Template.parse(self.template)
             records = [self._read(split, template) for split in missing]
-            tokenizer = _load_tokenizer(self.name_or_path)
+            tokenizer = _load_tokenizer(self.name_or_path, self.trust_remote_code)
             limit = self._token_limit()
             for split, of_split in zip(missing, records, strict=True):
-                self._encoded[split] = self._encode(of_split, template, tokenizer, limit)
+                labels = [-1] * len(of_split.rows) if split == "predict" else self._labels(of_split)
+                self._encoded[split] = self._encode(of_split, labels, template, tokenizer, limit)
         self._check_sizes(needed)
         # Lightning's advice to use worker processes is wrong here, for the tokens are in memory; and having no
         # validation loader is meant.
@@ -186,7 +190,7 @@ class PromptedClassification(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """Batches in the order of the records, this process's share."""
-        return self._evaluation_loader(self._predict_split, by_length=False)
+        return self._evaluation_loader("predict", by_length=False)
 
     def _evaluation_loader(self, split: str, by_length: bool = True) -> DataLoader[PromptBatch]:
         rank, world = self._place
@@ -222,22 +226,24 @@ class PromptedClassification(LightningDataModule):
                 " --data.train_examples to train on a few examples"
             )
 
-    def _read(self, split: str, template: Template) -> Records:
+    def _read(self, part: str, template: Template) -> Records:
+        """Reads the records of a split; prediction needs no labels."""
+        split = self._predict_split if part == "predict" else part
+        labels = [] if part == "predict" else [self.label_column]
         file, name = self.files[split], getattr(self.dataset_splits, split)
         if file is not None:
             records = read_file(file)
         elif self.dataset is not None and name is not None:
-            records = read_dataset(self.dataset, self.dataset_config, name, [*template.fields, self.label_column])
+            records = read_dataset(self.dataset, self.dataset_config, name, [*template.fields, *labels])
         else:
             raise UserError(f"there is no {split} data: give --data.{split}_file or --data.dataset")
         if (size := self.examples[split]) is not None:
             records = records.subset(size, self.seed, f"--data.{split}_examples")
-        records.require({"--data.template": template.fields, "--data.label_column": [self.label_column]})
+        records.require({"--data.template": template.fields, "--data.label_column": labels})
         return records
 
-    def _encode(
-        self, records: Records, template: Template, tokenizer: PreTrainedTokenizerBase, limit: int | None
-    ) -> EncodedPrompts:
+    def _labels(self, records: Records) -> list[int]:
+        """Returns the class of each record."""
         classes = {label: index for index, label in enumerate(self.class_names)}
         labels = []
         for index, row in enumerate(records.rows):
@@ -248,6 +254,16 @@ class PromptedClassification(LightningDataModule):
                     f" words for {', '.join(classes)})"
                 )
             labels.append(classes[label])
+        return labels
+
+    def _encode(
+        self,
+        records: Records,
+        labels: list[int],
+        template: Template,
+        tokenizer: PreTrainedTokenizerBase,
+        limit: int | None,
+    ) -> EncodedPrompts:
         prompts = [template.render(row) for row in records.rows]
         encoded = encode_prompts(tokenizer, prompts)
         for index, ids in enumerate(encoded):
@@ -265,7 +281,7 @@ class PromptedClassification(LightningDataModule):
     def _token_limit(self) -> int | None:
         """The longest prompt in tokens; None where neither the user nor the model sets a limit."""
         try:
-            config = AutoConfig.from_pretrained(self.name_or_path)
+            config = AutoConfig.from_pretrained(self.name_or_path, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the configuration of {self.name_or_path}: {_one_line(error)}") from error
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -286,9 +302,9 @@ class PromptedClassification(LightningDataModule):
                 raise UserError(f"there are {size} {split} examples, fewer than the {least} that {what} takes")
 
 
-def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a tokenizer from {name_or_path}: {_one_line(error)}") from error
 

@@ -28,7 +28,7 @@ class Update(ABC):
         """
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes that are held beside the weights, the update's own state left out."""
+        """Returns the bytes that are held beside the weights."""
         return 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class SGD(Update):
         return self._velocities[weight.name]
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes of the rounding buffers."""
-        return self._widener.scratch_bytes()
+        """Returns the bytes of the rounding buffers and of v."""
+        return self._widener.scratch_bytes() + sum(velocity.nbytes for velocity in self._velocities.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns v of every weight that has one."""
