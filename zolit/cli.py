@@ -75,12 +75,13 @@ class ZolitCLI(LightningCLI):
         )
         path = config.get("ckpt_path")
         require(
-            path in (None, "best", "last", "hpc", "registry") or Path(path).is_file(),
+            path in (None, "best", "last", "hpc", "registry") or "://" in path or Path(path).exists(),
             f"ckpt_path: there is no file {path}; runs write theirs to runs/.../checkpoints/last.ckpt",
         )
         # One option for all that is random, where no other is set.
-        for seeded in (config.data, config.model.optimizer.init_args):
-            seeded.seed = seeded.seed or int(config.seed_everything)
+        for seeded in (config.data, config.model.optimizer.get("init_args", {})):
+            if "seed" in seeded:
+                seeded["seed"] = seeded["seed"] or int(config.seed_everything or 0)
         # Several configurations may ask for one callback of ours; the last one's options count.
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

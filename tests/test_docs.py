@@ -1,0 +1,64 @@
+"""The documents point at what is there, and what they tell a user to type is right."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import ROOT, Fit, summary
+from zolit.cli import ZolitCLI
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "@@" not in text
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for named in re.findall(r"(?:configs|zolit|tests|callbacks)/[\w./-]+\.(?:yaml|py)", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_commands_parse(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `zolit fit` of README and getting-started, up to the point where it would run."""
+    monkeypatch.setattr(ZolitCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(ZolitCLI, "after_instantiate_classes", lambda self: None)
+    monkeypatch.setattr(ZolitCLI, "_run_subcommand", lambda self, subcommand: None)
+    commands = []
+    for page in ("README.md", "docs/getting-started.md", "docs/lab.md"):
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        commands += re.findall(r"^\$ zolit fit (.*)$", text, re.MULTILINE)
+    tried = 0
+    for command in commands:
+        options = command.split("#")[0].split()
+        if "..." in options or any(option.endswith(".help") for option in options) or "--ckpt_path" in options:
+            continue
+        zolit("fit", *options)
+        tried += 1
+    assert tried >= 4
+
+
+def test_a_checkpoint_becomes_a_hugging_face_folder(zolit: Fit, tmp_path: Path) -> None:
+    """The snippet of getting-started."""
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "save_pretrained" in code]
+    cli = zolit("fit", "--trainer.max_steps=2")
+    checkpoint = summary(tmp_path)["checkpoint"]
+    for name, value in (
+        ('"best.ckpt"', repr(checkpoint)),
+        ("FOLDER", "'zolit/quickstart/model'"),
+        ('"tuned"', repr(str(tmp_path / "tuned"))),
+    ):
+        assert name in snippet
+        snippet = snippet.replace(name, value)
+    exec(compile(snippet, "getting-started.md", "exec"), {})
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    assert cli.model.model is not None
+    for name, weight in cli.model.model.state_dict().items():
+        assert torch.equal(tuned.state_dict()[name], weight), name
