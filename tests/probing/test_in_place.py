@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 from tests.tiny import layered, regression, same, weights_of
 from zolit import CurvZO, MeZO, ZerothOrder
+from zolit.directions import Directions
+from zolit.scratch import CHUNK
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -182,3 +185,25 @@ def test_autocast_cache_is_clean_after_a_step() -> None:
         before = model(inputs).clone()
         optimizer.step(lambda: model(inputs).float().square().mean(1))
         assert torch.equal(model(inputs), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_an_interrupted_move_is_taken_back(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, call: int) -> None:
+    """Ctrl-C between two pieces of one weight: each piece knows where it is."""
+    model = nn.Linear(1, CHUNK + 10, bias=False).to(dtype)
+    before = model.weight.detach().clone()
+    optimizer = MeZO(model, eps=1e-2)
+    calls = 0
+
+    def add(self: Directions, *args: Any, real: Any = Directions.add) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        real(self, *args)
+
+    monkeypatch.setattr(Directions, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(lambda: model.weight.float().sum())
+    torch.testing.assert_close(model.weight.detach(), before, rtol=0, atol=1e-6 if dtype == torch.float32 else 0)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from zolit.blocks import Weight
 from zolit.directions import Directions
 from zolit.probing.base import Closure, Prober, mean_loss
 from zolit.rounding import Widener
@@ -30,38 +27,33 @@ class InPlace(Prober):
         weights = directions.weights
         copies = {w: w.flat.clone() for w in weights if w.parameter.dtype.itemsize < 4}
         self._copied = max(self._copied, sum(copy.nbytes for copy in copies.values()))
-        start = [0.0] * directions.count
-        reached = dict.fromkeys(weights, start)
+        pieces = [(weight, *ends) for weight in weights for ends in directions.ranges(weight)]
+        home = [0.0] * directions.count
+        reached = [home] * len(pieces)
         losses = []
+
+        def move(target: list[float]) -> None:
+            """Moves every piece from where it is to θ + Σᵢ targetᵢ·uᵢ, and writes down that it is there."""
+            for index, (weight, start, stop) in enumerate(pieces):
+                flat = weight.flat[start:stop]
+                coefficients = target
+                if weight in copies:
+                    flat.copy_(copies[weight][start:stop])
+                else:
+                    coefficients = [there - here for here, there in zip(reached[index], target, strict=True)]
+                if any(coefficients):
+                    with self._widener.widened(flat) as piece:
+                        directions.add(piece, weight, start, stop, coefficients)
+                reached[index] = target
+
         try:
-            for target in queries.tolist():
-                self._move(directions, copies, reached, target)
+            for query in queries.tolist():
+                move(query)
                 losses.append(mean_loss(closure))
         finally:
-            self._move(directions, copies, reached, start)
+            move(home)
             torch.clear_autocast_cache()  # else a forward after the step would still see the last probe's weights
         return torch.stack(losses)
-
-    def _move(
-        self,
-        directions: Directions,
-        copies: dict[Weight, Tensor],
-        reached: dict[Weight, list[float]],
-        target: list[float],
-    ) -> None:
-        """Moves every weight from where it is to θ + Σᵢ targetᵢ·uᵢ, and writes down that it is there."""
-        for weight, origin in reached.items():
-            flat = weight.flat
-            if weight in copies:
-                flat.copy_(copies[weight])
-                coefficients: Sequence[float] = target
-            else:
-                coefficients = [there - here for here, there in zip(origin, target, strict=True)]
-            if any(coefficients):
-                for start, stop in directions.ranges(weight):
-                    with self._widener.widened(flat[start:stop]) as piece:
-                        directions.add(piece, weight, start, stop, coefficients)
-            reached[weight] = target
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of copies and buffers."""
