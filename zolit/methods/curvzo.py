@@ -41,7 +41,7 @@ class CurvZO(ZerothOrder):
 
     Args:
         model: The model; its parameters that require a gradient are tuned.
-        lr: η, the learning rate; what suits MeZO is a good start.
+        lr: η, the learning rate; a third of what suits MeZO is a good start.
         eps: ε, the probe radius.
         seed: Seed of directions and samples.
         blocks: What is chosen: tensor, layer, a regular expression (weights in whose names it finds the same text are
