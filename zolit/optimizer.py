@@ -104,7 +104,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped_in_a_row = 0
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> float:  # type: ignore[override]
+    def step(self, closure: Closure) -> float:  # type: ignore[override]  # a closure of tensors, and never None
         """Makes one step.
 
         A step with a loss that is NaN or infinite leaves the weights and the selection's knowledge alone.
