@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.tiny import layered
 from zolit import CurvZO, MeZO, UserError, ZerothOrder
-from zolit.perturbation import GaussianPool
+from zolit.perturbation import GaussianPool, Rademacher
 
 BOTH = [
     ("lr", {"lr": -1e-3}),
@@ -43,6 +43,7 @@ CURVZO = [
     ("exploration", {"exploration": 0.1}),
     ("exploration", {"exploration": -0.1}),
     ("score", {"score": "sample"}),
+    ("score", {"score": "unbiased", "perturbation": Rademacher()}),
     ("sampling", {"sampling": "unifrom"}),
     ("blocks", {"blocks": "decoder"}),
     ("blocks", {"blocks": "(layers"}),

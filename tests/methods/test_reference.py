@@ -131,7 +131,7 @@ def test_moves_along_the_direction_that_was_probed(dtype: torch.dtype, options: 
         optimizer = CurvZO(model, lr=1.0, eps=0.5, seed=seed, **{"horvitz_thompson": False, **options})
 
         def spy() -> Tensor:
-            seen.append(weights_of(model))  # noqa: B023
+            seen.append(weights_of(model))  # noqa: B023  # called within this round alone
             return closure()  # noqa: B023
 
         optimizer.step(spy)

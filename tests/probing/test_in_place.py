@@ -128,7 +128,7 @@ def test_scalar_and_per_example_losses_are_the_same(method: Callable[..., Zeroth
         model = layered()
         closure = regression(model)
         optimizer = method(model, lr=1e-2)
-        losses = [optimizer.step(lambda: reduce(closure())) for _ in range(5)]  # noqa: B023
+        losses = [optimizer.step(lambda: reduce(closure())) for _ in range(5)]  # noqa: B023  # within this round
         runs.append((losses, weights_of(model)))
     assert runs[0][0] == runs[1][0]
     assert same(runs[0][1], runs[1][1])

@@ -220,7 +220,7 @@ class PromptedClassification(LightningDataModule):
         for option, number in numbers.items():
             if number is not None and number < 1:
                 raise UserError(f"--data.{option} must be at least 1, not {number}")
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # set, not declared
             raise UserError(
                 "Trainer(overfit_batches=...) puts another sampler in the place of the data module's: use"
                 " --data.train_examples to train on a few examples"
