@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zolit.hashing import mix, name_key, uniform
-from zolit.perturbation import Gaussian, Perturbation
-from zolit.probing.base import mean_loss
+from zolit.perturbation import GaussianPool, Perturbation
+from zolit.probing.base import mean_losses
 
 
 def water_fill_by_bisection(weights: Tensor, budget: float) -> Tensor:
@@ -51,7 +51,7 @@ class Naive:
     budget_min: float = 0.1
     budget_max: float = 0.8
     phi: float = 0.05
-    perturbation: Perturbation = field(default_factory=Gaussian)
+    perturbation: Perturbation = field(default_factory=GaussianPool)
     t: int = 0
     sbar: Tensor | None = None
     velocity: dict[str, Tensor] = field(default_factory=dict)
@@ -60,6 +60,7 @@ class Naive:
     def z(self, direction: int) -> dict[str, Tensor]:
         """The whole direction, by weight, in float32."""
         answer = {}
+        self.perturbation.begin(mix(self.seed, self.t))
         for weight in self._weights:
             key = mix(mix(self.seed, self.t, direction), name_key(weight.name))
             pieces = []
@@ -135,7 +136,7 @@ class Naive:
             for sign in (1.0, -1.0):
                 for name in names:
                     self._theta[name].copy_(origin[name] + sign * self.eps * u[name].to(origin[name].dtype))
-                losses.append(float(mean_loss(closure)))
+                losses.append(float(mean_losses(closure)))
             derivatives.append((losses[0] - losses[1]) / (2.0 * self.eps))
             us.append(u)
         self.moved = us
@@ -159,7 +160,7 @@ class Naive:
         assert self.blocks is not None
         scores = torch.zeros(len(self.blocks), dtype=torch.float64)
         for d, u in zip(derivatives, us, strict=True):
-            energy = torch.zeros(len(self.blocks), dtype=torch.float32)
+            energy = torch.zeros(len(self.blocks), dtype=torch.float64)
             for b, members in enumerate(self.blocks.values()):
                 for name in members:
                     energy[b] += u[name].view(-1).dot(u[name].view(-1))

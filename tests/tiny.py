@@ -87,6 +87,12 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+def seen_by(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights by name, as the model's modules see them: perturbed, in the midst of a probe."""
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
+    return {name: getattr(owner, name.rpartition(".")[2]).detach().clone() for name, owner in owners.items()}
+
+
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     """True where both hold bitwise the same weights."""
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())

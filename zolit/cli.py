@@ -1,4 +1,4 @@
-"""The command ``zolit``: fit, validate, test and predict, by LightningCLI."""
+"""The command ``zolit``: fit, validate, test and predict, by LightningCLI, and bench."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+import zolit.bench
 import zolit.methods
+from zolit.allocator import keep_freed_memory
 from zolit.errors import NonFiniteLossError, UserError, require
 from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
 from zolit.strategies import ReplicatedStrategy
@@ -136,7 +138,11 @@ def run(args: list[str] | None = None) -> ZolitCLI:
         PromptedClassification,
         args=args,
         parser_class=ZolitParser,
-        parser_kwargs={"prog": "zolit", "description": "Fine-tune language models with forward passes alone."},
+        parser_kwargs={
+            "prog": "zolit",
+            "description": "Fine-tune language models with forward passes alone. What a step costs on this machine: "
+            "zolit bench --help.",
+        },
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
@@ -155,7 +161,11 @@ def run(args: list[str] | None = None) -> ZolitCLI:
 def main() -> None:
     """Entry point of the command: what a user can mend is said in one sentence."""
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
+    keep_freed_memory()
     try:
-        run()
+        if sys.argv[1:2] == ["bench"]:  # not of LightningCLI, whose subcommands are the trainer's
+            zolit.bench.run(sys.argv[2:])
+        else:
+            run()
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")

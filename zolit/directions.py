@@ -7,15 +7,17 @@ come from here, so that the weights move along what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zolit.blocks import Block, Weight
 from zolit.choice import Choice
 from zolit.hashing import mix
 from zolit.perturbation.base import Perturbation
+from zolit.scratch import Scratch
 
 
 class Directions:
@@ -28,15 +30,26 @@ class Directions:
         seed: Base seed of the run.
         step: Index of the step.
         count: The number k of directions.
+        scratch: Where 16-bit weights are widened.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], choice: Choice, perturbation: Perturbation, seed: int, step: int, count: int
+        self,
+        blocks: Sequence[Block],
+        choice: Choice,
+        perturbation: Perturbation,
+        seed: int,
+        step: int,
+        count: int,
+        scratch: Scratch | None = None,
     ) -> None:
         self.count = count
         self._choice = choice
         self._perturbation = perturbation
-        self._keys = [mix(seed, step, direction) for direction in range(count)]
+        perturbation.begin(mix(seed, step))
+        self._seeds = [mix(seed, step, direction) for direction in range(count)]
+        self._keys: dict[Weight, list[int]] = {}
+        self._scratch = scratch or Scratch()
         self._corrections = choice.corrections.tolist()
         self._block_of = {
             weight: index
@@ -45,9 +58,8 @@ class Directions:
             for weight in blocks[index].weights
         }
         device = blocks[0].weights[0].parameter.device
-        self._energies = (
-            torch.zeros(count, len(blocks), dtype=torch.float32, device=device) if choice.measure_energies else None
-        )
+        self._energies = torch.zeros(count, len(blocks), device=device) if choice.measure_energies else None
+        self._known = [[0.0] * len(blocks) for _ in range(count)]
 
     @property
     def weights(self) -> list[Weight]:
@@ -56,30 +68,101 @@ class Directions:
 
     @property
     def energies(self) -> Tensor:
-        """‖u_b‖² of every direction over every block, shape (k, n), as the update came across them."""
+        """‖u_b‖² of every direction over every block, shape (k, n), float64, on the CPU, as the update saw them."""
         assert self._energies is not None
-        return self._energies
+        return self._energies.cpu().double() + torch.tensor(self._known, dtype=torch.float64)
 
-    def ranges(self, weight: Weight) -> Iterator[tuple[int, int]]:
-        """Yields the (start, stop) of the pieces in which a weight's directions are drawn."""
+    def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
+        """Returns the (start, stop) of the pieces in which a weight's directions are drawn."""
         return self._perturbation.ranges(weight)
 
-    def draw(self, direction: int, weight: Weight, start: int, stop: int) -> tuple[Tensor, float]:
+    def _key(self, direction: int, weight: Weight) -> int:
+        keys = self._keys.get(weight)
+        if keys is None:
+            keys = self._keys[weight] = [mix(seed, weight.key) for seed in self._seeds]
+        return keys[direction]
+
+    def draw(
+        self, direction: int, weight: Weight, start: int, stop: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, float]:
         """Draws a piece of uᵢ over a chosen weight.
 
+        Args:
+            direction: i.
+            weight: A chosen weight.
+            start: First element.
+            stop: One past the last element; (start, stop) is one of ``ranges(weight)``.
+            dtype: float32, or the weight's type where the caller would rather have that.
+
         Returns:
-            v, shape (stop - start,), float32, valid until the next draw, and a factor f: the piece is f·v.
+            v, shape (stop - start,), float32 or of the type asked for, valid until the next draw, and a factor f: the
+            piece is f·v.
         """
-        z, factor = self._perturbation.draw(weight, mix(self._keys[direction], weight.key), start, stop)
+        z, factor = self._perturbation.draw(weight, self._key(direction, weight), start, stop, dtype)
         mask = self._choice.mask
         return (z if mask is None else z * mask.indicator(weight, start, stop)), factor
 
-    def add(self, piece: Tensor, weight: Weight, start: int, stop: int, coefficients: Sequence[float]) -> None:
-        """Adds Σᵢ cᵢuᵢ to a piece of a chosen weight, shape (stop - start,), float32 or wider."""
-        for direction, coefficient in enumerate(coefficients):
-            if coefficient != 0.0:
-                u, factor = self.draw(direction, weight, start, stop)
-                piece.add_(u, alpha=coefficient * factor)
+    def perturb(
+        self, origin: Tensor, out: Tensor, weight: Weight, start: int, stop: int, coefficients: Sequence[float]
+    ) -> None:
+        """Writes θ + Σᵢ cᵢuᵢ of a piece of a chosen weight, computed in float32 or wider and rounded once.
+
+        Args:
+            origin: θ of the piece, shape (stop - start,).
+            out: Where to, same shape and type; may be ``origin`` itself.
+            weight: The weight.
+            start: First element.
+            stop: One past the last element.
+            coefficients: c, shape (k,).
+        """
+        narrow = out.dtype.itemsize == 2
+        moving = [direction for direction, coefficient in enumerate(coefficients) if coefficient]
+        if len(moving) == 1:
+            u, factor = self.draw(moving[0], weight, start, stop, out.dtype)
+            if u.dtype == out.dtype or not narrow:
+                torch.add(origin, u, alpha=coefficients[moving[0]] * factor, out=out)
+                return
+        total = self._scratch.take(stop - start, out.device).copy_(origin) if narrow else out.copy_(origin)
+        for direction in moving:
+            u, factor = self.draw(direction, weight, start, stop)
+            total.add_(u, alpha=coefficients[direction] * factor)
+        if narrow:
+            out.copy_(total)
+
+    def perturbed_rows(self, origin: Tensor, weight: Weight, ids: Tensor, coefficients: Sequence[float]) -> Tensor:
+        """Returns rows of θ + Σᵢ cᵢuᵢ of a chosen matrix; nothing is computed for the others.
+
+        Args:
+            origin: θ, shape (rows, d).
+            weight: The matrix; its rows are not longer than a chunk.
+            ids: Which rows, int, any shape.
+            coefficients: c, shape (k,).
+
+        Returns:
+            Shape (*ids.shape, d), of the weight's type.
+        """
+        wanted = ids.reshape(-1)
+        rows = functional.embedding(wanted, origin)
+        total = rows.float() if rows.dtype.itemsize == 2 else rows
+        width = origin.shape[1]
+        for start, stop in self.ranges(weight):
+            first, last = start // width, stop // width
+            inside = (wanted >= first) & (wanted < last)
+            # A CPU goes through the rows of this piece alone. To know them, a GPU would have to be waited for.
+            places = inside.nonzero().view(-1) if ids.device.type == "cpu" else None
+            if places is not None and not len(places):
+                continue
+            for direction, coefficient in enumerate(coefficients):
+                if coefficient == 0.0:
+                    continue
+                v, factor = self.draw(direction, weight, start, stop)
+                u = v.view(-1, width)
+                if places is not None:
+                    total.index_add_(0, places, u[wanted[places] - first].to(total.dtype), alpha=coefficient * factor)
+                else:
+                    u = u[(wanted - first).clamp(0, last - first - 1)] * inside.unsqueeze(1)
+                    total.add_(u, alpha=coefficient * factor)
+        return total.to(origin.dtype).view(*ids.shape, width)
 
     def add_gradient(self, piece: Tensor, weight: Weight, start: int, stop: int, coefficients: Sequence[float]) -> None:
         """Adds Σᵢ aᵢûᵢ to a piece, and measures the energies; a weight that was not chosen has none.
@@ -94,10 +177,17 @@ class Directions:
         block = self._block_of.get(weight)
         if block is None:
             return
+        mask = self._choice.mask
         for direction, coefficient in enumerate(coefficients):
             u, factor = self.draw(direction, weight, start, stop)
             if self._energies is not None:
-                self._energies[direction, block] += factor**2 * torch.dot(u, u).to(self._energies.device)
-            if self._choice.mask is not None:
-                u = u * self._choice.mask.correction(weight, start, stop)
+                known = None
+                if mask is None:
+                    known = self._perturbation.energy(weight, self._key(direction, weight), start, stop)
+                if known is None:
+                    self._energies[direction, block] += factor**2 * torch.dot(u, u).to(self._energies.device)
+                else:
+                    self._known[direction][block] += known
+            if mask is not None:
+                u = u * mask.correction(weight, start, stop)
             piece.add_(u, alpha=coefficient * factor * self._corrections[block])

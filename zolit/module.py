@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from zolit.errors import require
 from zolit.methods import MeZO
 from zolit.optimizer import ZerothOrder
 from zolit.pretrained import check_model_path, load_causal_lm
+from zolit.signals import deferred_signals
 from zolit.strategies import ReplicatedStrategy, mean_over_ranks
 from zolit.tasks import PromptBatch, micro_batches
 
@@ -77,6 +78,7 @@ class ZerothOrderModule(LightningModule):
         self._micro_batch_size = micro_batch_size
         self._attn_implementation = attn_implementation
         self._trust_remote_code = trust_remote_code
+        self._signals = ExitStack()
         # Of hits against ones, in whole numbers: bf16-true turns the states of metrics that are not into bfloat16.
         self.val_accuracy = BinaryAccuracy()
         self.test_accuracy = BinaryAccuracy()
@@ -164,19 +166,21 @@ class ZerothOrderModule(LightningModule):
         return self._objective_of(list(micro_batches(batch, self._micro_batch_size)))
 
     @torch.no_grad()
-    def _objective_of(self, parts: list[PromptBatch]) -> Tensor:
-        return torch.cat([self._losses(self(part), part) for part in parts])
+    def _objective_of(self, parts: list[PromptBatch], copies: int = 1) -> Tensor:
+        batches = [part.repeated(copies) for part in parts]
+        return torch.cat([self._losses(self(batch), batch).view(copies, -1) for batch in batches], dim=1).view(-1)
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
-        loss = optimizer.step(partial(self._objective_of, parts))
+        zo = self.zo
+        loss = optimizer.step(lambda: self._objective_of(parts, zo.copies))
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
             scheduler.step()
-        report = self.zo.last_step
+        report = zo.last_step
         assert report is not None
         self.log("train/loss", report.loss, prog_bar=True)
         self.log("zo/forward_passes", float(report.total_forward_passes))
@@ -185,6 +189,42 @@ class ZerothOrderModule(LightningModule):
         for index, coefficient in enumerate(report.coefficients):
             self.log(f"zo/projected_gradient/{index}", coefficient)
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        # Lightning sets ``callbacks`` without declaring it, and says so where it exchanges one for another of its type.
+        there = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(type(callback) is _SignalsAfterException for callback in there) else [_SignalsAfterException()]
+
+    # Handlers of signals run where a checkpoint that they write resumes exactly: after a batch's last hook, and while
+    # validating. Elsewhere signals wait, not only amid a step: a resumed run would leave out a batch that was fetched
+    # and not trained on, and repeat one that was trained on and not yet counted.
+
+    @override
+    def on_train_start(self) -> None:
+        self._signals.enter_context(deferred_signals())
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        self._signals.close()
+        self._signals.enter_context(deferred_signals())
+
+    @override
+    def on_validation_start(self) -> None:
+        self._signals.close()
+
+    @override
+    def on_validation_end(self) -> None:
+        if self._validates_a_fit:
+            self._signals.enter_context(deferred_signals())
+
+    @override
+    def on_train_end(self) -> None:
+        self._signals.close()
+
+    @property
+    def _validates_a_fit(self) -> bool:
+        return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
     def _evaluate(self, stage: str, accuracy: BinaryAccuracy, batch: PromptBatch) -> None:
         logits = self(batch)
@@ -201,8 +241,7 @@ class ZerothOrderModule(LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         scheduler = self.lr_schedulers()
-        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        if isinstance(scheduler, ReduceLROnPlateau) and fitting:
+        if isinstance(scheduler, ReduceLROnPlateau) and self._validates_a_fit:
             scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
 
     @override
@@ -214,6 +253,15 @@ class ZerothOrderModule(LightningModule):
         """Returns each example's likeliest label and the probabilities of all, shapes (batch,) and (batch, classes)."""
         probabilities = self(batch)[:, batch.candidates].float().softmax(1)
         return {"label": probabilities.argmax(1), "probabilities": probabilities}
+
+
+class _SignalsAfterException(Callback):
+    """Hands over the signals that waited when a fit breaks off, of which Lightning tells callbacks, not modules."""
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(pl_module, ZerothOrderModule):
+            pl_module._signals.close()
 
 
 REFUSE_16_MIXED = (

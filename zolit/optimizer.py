@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zolit.blocks import partition, trainable_weights
+from zolit.choice import Choice
 from zolit.directions import Directions
 from zolit.errors import NonFiniteLossError, require
-from zolit.estimators import SPSA, Estimator
+from zolit.estimators import SPSA, Estimate, Estimator
 from zolit.hashing import mix, name_key
-from zolit.perturbation import Gaussian, Perturbation
-from zolit.probing import Closure, InPlace, Prober
+from zolit.perturbation import Gaussian, GaussianPool, Perturbation
+from zolit.probing import Closure, Prober, Streamed
 from zolit.report import StepReport
+from zolit.scratch import Scratch
 from zolit.selection import Everything, Selection
+from zolit.signals import deferred_signals
 from zolit.updates import SGD, Update
 
 _UPDATE = name_key("update")
@@ -51,8 +55,8 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: Base seed of directions and samples.
         blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
         selection: Which blocks move?
-        perturbation: Which directions are drawn?
-        prober: How are losses at perturbed weights obtained?
+        perturbation: Which directions are drawn? None is GaussianPool for weights on a CPU and Gaussian elsewhere.
+        prober: How are losses at perturbed weights obtained? None is Streamed.
         estimator: How far along each direction?
         update: How do the weights move?
         max_skipped: Stop when so many steps in a row had a loss that was not finite.
@@ -90,18 +94,30 @@ class ZerothOrder(torch.optim.Optimizer):
         self.eps = eps
         self.seed = seed
         self.selection = selection or Everything()
-        self.perturbation = perturbation or Gaussian()
-        self.prober = prober or InPlace()
+        on_cpu = self._weights[0].parameter.device.type == "cpu"
+        self.perturbation = perturbation or (GaussianPool() if on_cpu else Gaussian())
+        self.prober = prober or Streamed()
+        self.prober.bind(model, self._weights)
         self.estimator = estimator or SPSA()
         self.update = update or SGD()
         self.max_skipped = max_skipped
         self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
         self.last_step: StepReport | None = None
         self.selection.bind(self.blocks, seed)
+        self._scratch = Scratch()
         self._steps = 0
         self._forwards = 0
         self._skipped = 0
         self._skipped_in_a_row = 0
+
+    @property
+    def copies(self) -> int:
+        """How often the closure is to repeat its batch along the first dimension in the forward that it is called for.
+
+        1, or, where two probes share a forward (``probing="joint"``), 2. The closure then returns the loss of each
+        example, shape (copies·batch,); one that does not ask is called for one probe at a time.
+        """
+        return self.prober.copies
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:  # type: ignore[override]  # a closure of tensors, and never None
@@ -111,7 +127,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
         Args:
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
-                called once per forward pass, always on the same batch, under ``torch.no_grad``.
+                called once per forward pass, always on the same batch, under ``torch.no_grad``. Probing jointly, see
+                ``copies``, makes a few forwards more before the first step.
 
         Returns:
             The mean of the step's losses, over all ranks; the full story is in ``last_step``.
@@ -119,9 +136,13 @@ class ZerothOrder(torch.optim.Optimizer):
         Raises:
             NonFiniteLossError: If this is the ``max_skipped``-th step in a row with such a loss.
         """
+        with deferred_signals():
+            return self._step(closure)
+
+    def _step(self, closure: Closure) -> float:
         choice = self.selection.select(self._steps)
         directions = Directions(
-            self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions
+            self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions, self._scratch
         )
         losses: list[float] = []
 
@@ -132,18 +153,26 @@ class ZerothOrder(torch.optim.Optimizer):
                 raise _NotFinite
             return answer
 
-        lr = float(self.param_groups[0]["lr"])
-        coefficients: list[float] = [0.0] * directions.count
-        skipped = False
-        try:
+        estimate: Estimate | None = None
+        with suppress(_NotFinite):
             estimate = self.estimator.estimate(evaluate, self.eps)
-        except _NotFinite:
-            skipped = True
-        else:
+        with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
+            self._move(choice, directions, estimate, losses)
+        assert self.last_step is not None
+        if estimate is None:
+            self._complain(losses)
+        return self.last_step.loss
+
+    def _move(self, choice: Choice, directions: Directions, estimate: Estimate | None, losses: list[float]) -> None:
+        """Updates the weights and reports; a step without an estimate is skipped."""
+        lr = float(self.param_groups[0]["lr"])
+        coefficients = [0.0] * directions.count
+        if estimate is not None:
             coefficients = estimate.coefficients.tolist()
             key = mix(self.seed, _UPDATE, self._steps)
             self.update.apply(self._weights, directions, coefficients, lr, key)
             self.selection.observe(choice, directions, estimate.derivatives.tolist())
+        skipped = estimate is None
         self._forwards += len(losses)
         self._skipped += skipped
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
@@ -160,9 +189,6 @@ class ZerothOrder(torch.optim.Optimizer):
             selection=self.selection.report(choice),
         )
         self._steps += 1
-        if skipped:
-            self._complain(losses)
-        return self.last_step.loss
 
     def _complain(self, losses: list[float]) -> None:
         where = f"step {self._steps - 1}: the losses {losses} are not all finite"
@@ -174,7 +200,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise NonFiniteLossError(msg)
         if self._skipped == 1:
             msg = f"{where}; the weights were left alone. This is said once; skipped steps are counted in the report"
-            warnings.warn(msg, RuntimeWarning, stacklevel=5)  # beyond torch's wrappers of step
+            warnings.warn(msg, RuntimeWarning, stacklevel=6)  # beyond torch's wrappers of step
 
     def scratch_bytes(self) -> int:
         """Returns the bytes held beside the weights: noise, masks, copies of weights, buffers, momentum."""

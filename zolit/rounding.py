@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from zolit.hashing import mix
-from zolit.scratch import CHUNK, Generators, Scratch
+from zolit.scratch import Generators, Scratch
 
 _SEED = 0x726F756E64
+_PERIOD = 1 << 16
 
 Rounding = Literal["stochastic", "nearest"]
 """What becomes of an update to weights of 16 bits."""
@@ -27,15 +28,15 @@ class Widener:
     """Lends float32 views of weights of low precision."""
 
     def __init__(self) -> None:
-        self._wide = Scratch(CHUNK)
-        self._pools: dict[torch.device, Tensor] = {}
+        self._wide = Scratch()
+        self._orders: dict[torch.device, Tensor] = {}
 
     @contextmanager
     def widened(self, piece: Tensor, key: int | None = None) -> Iterator[Tensor]:
         """Lends a piece of a weight in float32, and writes it back when done.
 
         Args:
-            piece: Shape (m,), at most a chunk, any floating type.
+            piece: Shape (m,), any floating type.
             key: Round stochastically, by the random numbers that it names; None rounds to nearest.
 
         Yields:
@@ -44,42 +45,53 @@ class Widener:
         if piece.dtype.itemsize >= 4:
             yield piece
             return
-        wide = self._wide.take(piece.numel(), piece.device)
+        # Whole periods, so that random bits are added at once; what is beyond the piece's end is of no account.
+        periods = self._wide.take(-(-piece.numel() // _PERIOD) * _PERIOD, piece.device).view(-1, _PERIOD)
+        wide = periods.view(-1)[: piece.numel()]
         wide.copy_(piece)
         yield wide
         if key is not None:
-            self._dither(wide, piece.dtype, key)
+            bits = self._bits(wide.device, mix(key) % _PERIOD)
+            if piece.numel() < _PERIOD:
+                _dither(wide, bits[: piece.numel()], piece.dtype)
+            else:
+                _dither(periods, bits, piece.dtype)
         piece.copy_(wide)
 
-    def _dither(self, wide: Tensor, dtype: torch.dtype, key: int) -> None:
-        """Rounds float32 numbers onto the grid of a 16-bit type, up with the chance of the part that is cut off."""
-        pool = self._pool(wide.device)
-        offset = mix(key) % (pool.numel() - wide.numel() + 1)
-        bits = pool[offset : offset + wide.numel()]
-        cut = 16 if dtype == torch.bfloat16 else 13
-        subnormal = None
-        if dtype == torch.float16:
-            # Below 2^-14 the grid of float16 is uniform, 2^-24, and no longer that of its leading bits. In its units a
-            # number is below 2^10, so that an offset of 14 bits, (k + 1/2) / 2^13, is added without being rounded.
-            subnormal = torch.floor(wide * 2.0**24 + ((bits >> 3).float() + 0.5) * 2.0**-13) * 2.0**-24
-            subnormal = torch.where(wide.abs() < 2.0**-14, subnormal, torch.nan)
-        pattern = wide.view(torch.int32)
-        pattern.add_(bits if cut == 16 else bits >> 3).bitwise_and_(-(1 << cut))
-        if subnormal is not None:
-            torch.where(subnormal.isnan(), wide, subnormal, out=wide)
+    def _bits(self, device: torch.device, offset: int) -> Tensor:
+        """Returns all numbers of 16 bits in a random order that begins at an offset, int32, shape (2^16,).
 
-    def _pool(self, device: torch.device) -> Tensor:
-        """Returns numbers of 16 bits, in a random order that is the same everywhere: int32, two chunks of them.
-
-        Drawing anew would take longer than all else in an update. Every 2^16 of them are all numbers of 16 bits, so
-        that also the chance of a rare move up is right.
+        They are added to every 2^16 weights anew. Drawing bits for each weight would take longer than all else in an
+        update; an order of all of them, twice in a row, has every weight meet every number at some offset, so that
+        also the chance of a rare move up is right.
         """
-        if device not in self._pools:
+        if device not in self._orders:
             generator = Generators().seeded(_SEED, torch.device("cpu"))
-            orders = [torch.randperm(1 << 16, generator=generator, dtype=torch.int32) for _ in range(2 * CHUNK >> 16)]
-            self._pools[device] = torch.cat(orders).to(device)
-        return self._pools[device]
+            order = torch.randperm(_PERIOD, generator=generator, dtype=torch.int32)
+            self._orders[device] = order.repeat(2).to(device)
+        return self._orders[device][offset : offset + _PERIOD]
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the buffers."""
-        return self._wide.bytes() + sum(pool.nbytes for pool in self._pools.values())
+        return self._wide.bytes() + sum(order.nbytes for order in self._orders.values())
+
+
+def _dither(wide: Tensor, bits: Tensor, dtype: torch.dtype) -> None:
+    """Rounds float32 numbers onto the grid of a 16-bit type, up with the chance of the part that is cut off.
+
+    Args:
+        wide: Shape (..., m).
+        bits: Random numbers of 16 bits, int32, shape (m,).
+        dtype: bfloat16 or float16.
+    """
+    cut = 16 if dtype == torch.bfloat16 else 13
+    subnormal = None
+    if dtype == torch.float16:
+        # Below 2^-14 the grid of float16 is uniform, 2^-24, and no longer that of its leading bits. In its units a
+        # number is below 2^10, so that an offset of 14 bits, (k + 1/2) / 2^13, is added without being rounded.
+        subnormal = torch.floor(wide * 2.0**24 + ((bits >> 3).float() + 0.5) * 2.0**-13) * 2.0**-24
+        subnormal = torch.where(wide.abs() < 2.0**-14, subnormal, torch.nan)
+    pattern = wide.view(torch.int32)
+    pattern.add_(bits if cut == 16 else bits >> 3).bitwise_and_(-(1 << cut))
+    if subnormal is not None:
+        torch.where(subnormal.isnan(), wide, subnormal, out=wide)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference import Naive
-from tests.tiny import layered, regression, weights_of
+from tests.tiny import layered, regression, seen_by, weights_of
 from zolit import CurvZO, MeZO, ZerothOrder
 from zolit.perturbation import GaussianPool, Perturbation, Rademacher
 from zolit.scratch import CHUNK
@@ -131,7 +131,7 @@ def test_moves_along_the_direction_that_was_probed(dtype: torch.dtype, options: 
         optimizer = CurvZO(model, lr=1.0, eps=0.5, seed=seed, **{"horvitz_thompson": False, **options})
 
         def spy() -> Tensor:
-            seen.append(weights_of(model))  # noqa: B023  # called within this round alone
+            seen.append(seen_by(model))  # noqa: B023  # called within this round alone
             return closure()  # noqa: B023
 
         optimizer.step(spy)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from torch import nn
 
 from tests.tiny import layered, regression, same, weights_of
-from zolit import CurvZO, MeZO, ZerothOrder
+from zolit import ZerothOrder, methods
 from zolit.directions import Directions
 from zolit.scratch import CHUNK
 
 HALF = [torch.bfloat16, torch.float16]
+MeZO = partial(methods.MeZO, probing="in_place")
+CurvZO = partial(methods.CurvZO, probing="in_place")
 
 
-@pytest.mark.parametrize("method", [MeZO, CurvZO])
+@pytest.mark.parametrize("method", [MeZO, CurvZO], ids=["mezo", "curvzo"])
 @pytest.mark.parametrize("dtype", HALF)
 def test_16_bit_weights_come_back_to_the_bit(dtype: torch.dtype, method: Callable[..., ZerothOrder]) -> None:
     model = layered(dtype)
@@ -50,7 +53,7 @@ def test_many_directions_come_back_to_rounding() -> None:
     assert all(torch.allclose(weights_of(model)[name], value, rtol=0, atol=1e-15) for name, value in before.items())
 
 
-@pytest.mark.parametrize("method", [MeZO, CurvZO])
+@pytest.mark.parametrize("method", [MeZO, CurvZO], ids=["mezo", "curvzo"])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
 @pytest.mark.parametrize("call", [1, 2])
 def test_weights_come_back_when_the_closure_raises(
@@ -121,7 +124,7 @@ def test_closure_is_called_twice_a_direction_without_grad(directions: int) -> No
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("method", [MeZO, CurvZO])
+@pytest.mark.parametrize("method", [MeZO, CurvZO], ids=["mezo", "curvzo"])
 def test_scalar_and_per_example_losses_are_the_same(method: Callable[..., ZerothOrder]) -> None:
     runs = []
     for reduce in (lambda losses: losses, lambda losses: losses.mean()):
@@ -196,14 +199,14 @@ def test_an_interrupted_move_is_taken_back(monkeypatch: pytest.MonkeyPatch, dtyp
     optimizer = MeZO(model, eps=1e-2)
     calls = 0
 
-    def add(self: Directions, *args: Any, real: Any = Directions.add) -> None:
+    def perturb(self: Directions, *args: Any, real: Any = Directions.perturb) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
             raise KeyboardInterrupt
         real(self, *args)
 
-    monkeypatch.setattr(Directions, "add", add)
+    monkeypatch.setattr(Directions, "perturb", perturb)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(lambda: model.weight.float().sum())
     torch.testing.assert_close(model.weight.detach(), before, rtol=0, atol=1e-6 if dtype == torch.float32 else 0)

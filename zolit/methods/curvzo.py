@@ -10,6 +10,7 @@ from zolit.errors import require, require_one_of
 from zolit.estimators import SPSA
 from zolit.optimizer import ZerothOrder
 from zolit.perturbation import Perturbation, Rademacher
+from zolit.probing import Probing, prober_for
 from zolit.rounding import Rounding
 from zolit.selection import (
     AdaptiveBudget,
@@ -57,7 +58,9 @@ class CurvZO(ZerothOrder):
         exploration: φ, the least π of any block.
         sampling: curvature, or uniform: the paper's ablation, π = B/n.
         directions: q; more than one averages over as many directions, at 2q forwards a step.
-        perturbation: The law of z; None is Gaussian.
+        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        probing: streamed (the weights are never written), joint (two probes share a forward: faster on small batches,
+            twice the activations) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.
         update_rounding: Of weights of 16 bits: stochastic (right on average) or nearest (drops small updates).
@@ -87,6 +90,7 @@ class CurvZO(ZerothOrder):
         sampling: Literal["curvature", "uniform"] = "curvature",
         directions: int = 1,
         perturbation: Perturbation | None = None,
+        probing: Probing = "streamed",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",
@@ -121,6 +125,7 @@ class CurvZO(ZerothOrder):
             blocks="tensor" if blocks == "parameter" else blocks,
             selection=selection,
             perturbation=perturbation,
+            prober=prober_for(probing),
             estimator=SPSA(directions),
             update=SGD(momentum, weight_decay, update_rounding),
             max_skipped=max_skipped,

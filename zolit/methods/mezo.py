@@ -7,6 +7,7 @@ from torch import nn
 from zolit.estimators import SPSA
 from zolit.optimizer import ZerothOrder
 from zolit.perturbation import Perturbation
+from zolit.probing import Probing, prober_for
 from zolit.rounding import Rounding
 from zolit.updates import SGD
 
@@ -17,9 +18,9 @@ class MeZO(ZerothOrder):
     Δ = [L(θ + εz) - L(θ - εz)] / 2ε and θ ← θ - η(Δz + λθ), z ~ N(0, I); ε is ``eps``, η ``lr``, λ ``weight_decay``.
 
     The defaults are the paper's for full-parameter tuning of OPT (ε = 1e-3, η in {1e-6, 1e-7}); models below a billion
-    parameters want a larger η. Departures from the published code: z is float32 whatever the weights are, weights of
-    16 bits are restored to the bit and updated with stochastic rounding, and weight decay leaves out all weights of
-    one dimension rather than those with certain names.
+    parameters want a larger η. Departures from the published code: z is drawn in float32 whatever the weights are,
+    probes do not write the weights, those of 16 bits are updated with stochastic rounding, and weight decay leaves out
+    all weights of one dimension rather than those with certain names.
 
     Args:
         model: The model; its parameters that require a gradient are tuned.
@@ -27,7 +28,9 @@ class MeZO(ZerothOrder):
         eps: ε, the probe radius.
         seed: Seed of the directions.
         directions: q; more than one averages over as many directions (n-SPSA), at 2q forwards a step.
-        perturbation: The law of z; None is Gaussian.
+        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        probing: streamed (the weights are never written), joint (two probes share a forward: faster on small batches,
+            twice the activations) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.
         update_rounding: Of weights of 16 bits: stochastic (right on average) or nearest (drops small updates).
@@ -46,6 +49,7 @@ class MeZO(ZerothOrder):
         seed: int = 0,
         directions: int = 1,
         perturbation: Perturbation | None = None,
+        probing: Probing = "streamed",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",
@@ -57,6 +61,7 @@ class MeZO(ZerothOrder):
             eps=eps,
             seed=seed,
             perturbation=perturbation,
+            prober=prober_for(probing),
             estimator=SPSA(directions),
             update=SGD(momentum, weight_decay, update_rounding),
             max_skipped=max_skipped,

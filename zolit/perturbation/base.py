@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from zolit.blocks import Weight
-from zolit.scratch import CHUNK
+from zolit.scratch import chunk
+
+_ROWS = 64
 
 
 class Perturbation(ABC):
@@ -17,14 +21,25 @@ class Perturbation(ABC):
     Subclasses draw float32 whatever the weights' type is, and by a generator of their own.
     """
 
-    def ranges(self, weight: Weight) -> Iterator[tuple[int, int]]:
-        """Yields the (start, stop) of the pieces in which a weight's direction is drawn."""
-        numel = weight.parameter.numel()
-        for start in range(0, numel, CHUNK):
-            yield start, min(start + CHUNK, numel)
+    def begin(self, key: int) -> None:
+        """Begins a step.
+
+        Args:
+            key: Mixed from seed and step. What depends on it must be the same after another ``begin`` with it.
+        """
+
+    def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
+        """Returns the (start, stop) of the pieces in which a weight's direction is drawn: whole rows, at most a chunk.
+
+        Pieces of more than 64 rows have a multiple of 64, which matrix products like. Rows longer than a chunk are cut.
+        """
+        shape = weight.parameter.shape
+        return _pieces(shape[0] if len(shape) > 1 else shape.numel(), shape.numel(), chunk(weight.parameter.device))
 
     @abstractmethod
-    def draw(self, weight: Weight, key: int, start: int, stop: int) -> tuple[Tensor, float]:
+    def draw(
+        self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, float]:
         """Draws elements start to stop of the direction of a weight.
 
         Args:
@@ -32,11 +47,25 @@ class Perturbation(ABC):
             key: What the draw is for: mixed from seed, step, direction and the weight's name.
             start: First element.
             stop: One past the last element; (start, stop) is one of ``ranges(weight)``.
+            dtype: float32, or the weight's type where the caller would rather have that. The numbers are the same.
 
         Returns:
-            z, shape (stop - start,), float32, valid until the next draw, and a factor f: the direction is f·z.
+            z, shape (stop - start,), float32 or of the type asked for, valid until the next draw, and a factor f: the
+            direction is f·z.
         """
+
+    def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
+        """Returns ‖f·z‖² of a piece where the law knows it without going through it, else None."""
+        return None
 
     @abstractmethod
     def scratch_bytes(self) -> int:
         """Returns the bytes that are held for drawing."""
+
+
+@cache
+def _pieces(rows: int, numel: int, most: int) -> tuple[tuple[int, int], ...]:
+    row = numel // rows
+    fitting = most // row
+    length = row * (fitting - fitting % _ROWS if fitting > _ROWS else fitting) or most
+    return tuple((start, min(start + length, numel)) for start in range(0, numel, length))

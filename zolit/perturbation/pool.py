@@ -1,53 +1,129 @@
-"""Normal numbers that were drawn once: on a CPU the generator, not the arithmetic, is what a step waits for."""
+"""Normal numbers cut from a pool: on a CPU the generator, not the arithmetic, is what a step waits for."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zolit.blocks import Weight
 from zolit.errors import require
-from zolit.hashing import mix
+from zolit.hashing import mix, name_key
 from zolit.perturbation.base import Perturbation
-from zolit.scratch import CHUNK, Generators
+from zolit.scratch import Generators, chunk
 
-_SEED = 0x7A6F6C6974
+_PURPOSE = name_key("pool")
+_ALIGNMENT = 64
 
 
 class GaussianPool(Perturbation):
-    """u is cut from a fixed pool of N(0, 1) numbers, at an offset and with a sign that its key hashes to.
+    """u is cut, piece by piece, from a pool of N(0, 1) numbers that is drawn anew each step.
 
-    The pool's mean and scale are adjusted so that, over all offsets, an element has mean 0 and variance 1. Elements
-    of one piece stay independent normals as far as the pool is; two pieces are the same only if their offsets meet, a
-    chance of about 1 in 2^20 for pieces of full length, and overlap shifted otherwise.
+    A piece has its own offset and its own sign, hashed from what it is for. Since the pool is drawn anew, a piece is
+    as normal as numbers drawn for it alone: E[uuᵀ] = I holds exactly, and not for the few directions of a pool that
+    stays. Two pieces of one step may hold the same numbers, shifted; their signs make them uncorrelated. A pool takes
+    2^20 draws a step however large the model is.
+
+    Weights of 16 bits get the pool's numbers rounded to their type, in probes and updates alike.
 
     Args:
-        size: Numbers in the pool; at least two chunks of 2^20. Two million take 8 MB, which stay in a cache.
+        chunks: Size of the pool in chunks (2^19 numbers on a CPU, 2^22 elsewhere), at least 2.
 
     Raises:
-        UserError: If the size is too small.
+        UserError: If that is too small.
     """
 
-    def __init__(self, size: int = 2 * CHUNK) -> None:
-        require(size >= 2 * CHUNK, f"size: a pool needs at least {2 * CHUNK} numbers, not {size}")
-        self._size = size
-        self._pools: dict[torch.device, Tensor] = {}
+    def __init__(self, chunks: int = 2) -> None:
+        require(chunks >= 2, f"chunks: a pool needs at least 2, not {chunks}")
+        self._chunks = chunks
+        self._key = 0
+        self._pools: dict[tuple[torch.device, torch.dtype], _Pool] = {}
+        self._cuts: dict[tuple[int, int, int], _Cut] = {}
 
-    def _pool(self, device: torch.device) -> Tensor:
-        if device not in self._pools:
-            pool = torch.empty(self._size, dtype=torch.float32)
-            pool.normal_(generator=Generators().seeded(_SEED, pool.device))
-            pool.sub_(pool.mean()).div_(pool.square().mean().sqrt())
-            self._pools[device] = pool.to(device)
-        return self._pools[device]
+    def begin(self, key: int) -> None:
+        """Has the pools drawn anew when they are next needed; see the base class."""
+        self._key = mix(key, _PURPOSE)
+        self._cuts.clear()
 
-    def draw(self, weight: Weight, key: int, start: int, stop: int) -> tuple[Tensor, float]:
+    def _cut(self, weight: Weight, key: int, start: int, stop: int) -> _Cut:
+        """Returns a piece; probes and the update of a step come back for it."""
+        cut = self._cuts.get((key, start, stop))
+        if cut is None:
+            dtype, device = weight.parameter.dtype, weight.parameter.device
+            kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
+            pool = self._pools.get(kind)
+            if pool is None:
+                pool = self._pools[kind] = _Pool(self._chunks * chunk(device), *kind)
+            if pool.key != self._key:
+                pool.refill(self._key)
+            draw, numel = mix(key, start), stop - start
+            offset = (draw >> 1) % ((pool.wide.numel() - numel) // _ALIGNMENT + 1) * _ALIGNMENT
+            wide, narrow = pool.wide[offset : offset + numel], pool.narrow[offset : offset + numel]
+            cut = self._cuts[key, start, stop] = _Cut(wide, narrow, 1.0 if draw & 1 else -1.0, pool, offset)
+        return cut
+
+    def draw(
+        self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, float]:
         """Cuts a piece out of the pool, without a copy; see the base class."""
-        draw = mix(key, start)
-        offset = (draw >> 1) % (self._size - (stop - start) + 1)
-        sign = 1.0 if draw & 1 else -1.0
-        return self._pool(weight.parameter.device)[offset : offset + stop - start], sign
+        cut = self._cut(weight, key, start, stop)
+        return (cut.narrow if dtype.itemsize == 2 else cut.wide), cut.sign
+
+    def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
+        """Looks ‖f·z‖² up on a CPU; elsewhere a table of sums would have to be waited for."""
+        if weight.parameter.device.type != "cpu":
+            return None
+        cut = self._cut(weight, key, start, stop)
+        return cut.pool.energy(cut.offset, cut.offset + stop - start)
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the pools."""
-        return sum(pool.nbytes for pool in self._pools.values())
+        return sum(pool.bytes() for pool in self._pools.values())
+
+
+class _Cut(NamedTuple):
+    """A piece: its numbers in float32 and as the weight would have them, its sign, and where they come from."""
+
+    wide: Tensor
+    narrow: Tensor
+    sign: float
+    pool: _Pool
+    offset: int
+
+
+class _Pool:
+    """Numbers for the weights of one device and type, scaled to mean square 1.
+
+    Attributes:
+        key: What they were drawn for.
+        wide: The numbers in float32.
+        narrow: The same numbers in 16 bits, where the type is of 16 bits; else ``wide`` itself.
+    """
+
+    def __init__(self, numel: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.key = -1
+        self.wide = torch.empty(numel, dtype=torch.float32, device=device)
+        self.narrow = torch.empty(numel, dtype=dtype, device=device) if dtype.itemsize == 2 else self.wide
+        self._generators = Generators()
+        self._sums: list[float] = []
+
+    def refill(self, key: int) -> None:
+        self.key = key
+        self.wide.normal_(generator=self._generators.seeded(key, self.wide.device))
+        self.wide.mul_(self.wide.square().mean().rsqrt())
+        if self.narrow is not self.wide:
+            self.wide.copy_(self.narrow.copy_(self.wide))
+        self._sums = []
+
+    def energy(self, start: int, stop: int) -> float:
+        """Returns the sum of squares from a multiple of 64 on."""
+        if not self._sums:
+            squares = self.wide.view(-1, _ALIGNMENT).square().sum(1).double()
+            self._sums = [0.0, *squares.cumsum(0).tolist()]
+        whole = stop - (stop - start) % _ALIGNMENT
+        rest = self.wide[whole:stop]
+        return self._sums[whole // _ALIGNMENT] - self._sums[start // _ALIGNMENT] + float(rest.dot(rest))
+
+    def bytes(self) -> int:
+        return self.wide.nbytes + (self.narrow.nbytes if self.narrow is not self.wide else 0)

@@ -8,19 +8,21 @@ from torch import Tensor
 from zolit.blocks import Weight
 from zolit.hashing import mix
 from zolit.perturbation.base import Perturbation
-from zolit.scratch import CHUNK, Generators, Scratch
+from zolit.scratch import Generators, Scratch
 
 
 class Rademacher(Perturbation):
     """u in {-1, +1} with equal chances (Spall, SPSA, 1992), eight signs to a random byte."""
 
     def __init__(self) -> None:
-        self._signs = Scratch(CHUNK)
-        self._bits = Scratch(CHUNK // 8, torch.uint8)
+        self._signs = Scratch()
+        self._bits = Scratch(torch.uint8)
         self._generators = Generators()
 
-    def draw(self, weight: Weight, key: int, start: int, stop: int) -> tuple[Tensor, float]:
-        """Draws signs; see the base class."""
+    def draw(
+        self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, float]:
+        """Draws signs in float32; see the base class."""
         device, numel = weight.parameter.device, stop - start
         octets = -(-numel // 8)
         bits = self._bits.take(octets, device).random_(generator=self._generators.seeded(mix(key, start), device))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zolit.blocks import Weight
 from zolit.directions import Directions
 
 Closure = Callable[[], Tensor]
@@ -15,7 +16,22 @@ Closure = Callable[[], Tensor]
 
 
 class Prober(ABC):
-    """Evaluates a closure at perturbed weights."""
+    """Evaluates a closure at perturbed weights.
+
+    Attributes:
+        copies: How often the closure is to repeat its batch along the first dimension, in the forward that it is
+            called for now; it then answers with each example's loss, shape (copies·batch,).
+    """
+
+    copies: int = 1
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight]) -> None:
+        """Takes the model whose weights are perturbed; called once, by the optimizer.
+
+        Args:
+            model: The model.
+            weights: All of its trainable weights.
+        """
 
     @abstractmethod
     def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
@@ -35,9 +51,13 @@ class Prober(ABC):
         """Returns the most bytes that a probe has held beside the weights."""
 
 
-def mean_loss(closure: Closure) -> Tensor:
-    """Calls a closure and returns its mean loss, shape (), float32 or, where the closure's is, float64."""
+def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
+    """Calls a closure and returns the mean loss of each copy of its batch.
+
+    Returns:
+        Shape (copies,), float32 or, where the closure's is, float64.
+    """
     # Under torch.autocast, weights cast to low precision are cached and the cache does not see that they were moved.
     torch.clear_autocast_cache()
     loss = closure()
-    return (loss if loss.dtype == torch.float64 else loss.float()).mean()
+    return (loss if loss.dtype == torch.float64 else loss.float()).reshape(copies, -1).mean(1)

@@ -6,20 +6,19 @@ import torch
 from torch import Tensor
 
 from zolit.directions import Directions
-from zolit.probing.base import Closure, Prober, mean_loss
-from zolit.rounding import Widener
+from zolit.probing.base import Closure, Prober, mean_losses
 
 
 class InPlace(Prober):
     """θ is moved to each query in turn, each chunk of it in one pass, and back (MeZO, arXiv 2305.17333, Algorithm 1).
 
-    float32 weights come back to rounding: 1e-8 after a hundred steps, for weights of 0.02. Rounding to 16 bits, which
-    has a weight drift by a whole ε in as many steps, cannot be undone by arithmetic; there the perturbed blocks are
-    copied first, moved from the copy and restored from it to the bit, which takes their size in memory.
+    Works with any model, however it reads its weights. float32 weights come back to rounding: 1e-8 after a hundred
+    steps, for weights of 0.02. Rounding to 16 bits, which has a weight drift by a whole ε in as many steps, cannot be
+    undone by arithmetic; there the perturbed blocks are copied first, moved from the copy and restored from it to the
+    bit, which takes their size in memory.
     """
 
     def __init__(self) -> None:
-        self._widener = Widener()
         self._copied = 0
 
     def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
@@ -35,26 +34,23 @@ class InPlace(Prober):
         def move(target: list[float]) -> None:
             """Moves every piece from where it is to θ + Σᵢ targetᵢ·uᵢ, and writes down that it is there."""
             for index, (weight, start, stop) in enumerate(pieces):
-                flat = weight.flat[start:stop]
-                coefficients = target
+                piece = weight.flat[start:stop]
                 if weight in copies:
-                    flat.copy_(copies[weight][start:stop])
+                    directions.perturb(copies[weight][start:stop], piece, weight, start, stop, target)
                 else:
-                    coefficients = [there - here for here, there in zip(reached[index], target, strict=True)]
-                if any(coefficients):
-                    with self._widener.widened(flat) as piece:
-                        directions.add(piece, weight, start, stop, coefficients)
+                    way = [there - here for here, there in zip(reached[index], target, strict=True)]
+                    directions.perturb(piece, piece, weight, start, stop, way)
                 reached[index] = target
 
         try:
             for query in queries.tolist():
                 move(query)
-                losses.append(mean_loss(closure))
+                losses.append(mean_losses(closure))
         finally:
             move(home)
             torch.clear_autocast_cache()  # else a forward after the step would still see the last probe's weights
-        return torch.stack(losses)
+        return torch.cat(losses)
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes of copies and buffers."""
-        return self._copied + self._widener.scratch_bytes()
+        """Returns the bytes of the copies."""
+        return self._copied

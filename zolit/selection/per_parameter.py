@@ -123,7 +123,7 @@ class PerParameter(Selection):
         mask = choice.mask
         assert isinstance(mask, _Mask)
         unbiased = self._smoothing.rule == "unbiased"
-        totals = directions.energies.double().sum(1).tolist()
+        totals = directions.energies.sum(1).tolist()
         factors = [d**2 / (1.0 if unbiased else t) if t > 0 else 0.0 for d, t in zip(derivatives, totals, strict=True)]
         if not self._started and any(derivatives):
             self._started = True

@@ -104,7 +104,7 @@ class BlockSampling(Selection):
     def observe(self, choice: Choice, directions: Directions, derivatives: Sequence[float]) -> None:
         """Updates the scores."""
         if self._scores is not None:
-            energies = directions.energies.cpu().double()
+            energies = directions.energies
             self._scores.observe(list(derivatives), energies, choice.chosen, choice.probabilities)
             self._describe_scores()
 

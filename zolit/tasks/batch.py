@@ -27,6 +27,13 @@ class PromptBatch(NamedTuple):
     labels: Tensor
     candidates: Tensor
 
+    def repeated(self, copies: int) -> PromptBatch:
+        """Returns the batch so many times in a row, shape (copies·batch, ...)."""
+        if copies == 1:
+            return self
+        inputs, mask = self.input_ids.repeat(copies, 1), self.attention_mask.repeat(copies, 1)
+        return PromptBatch(inputs, mask, self.labels.repeat(copies), self.candidates)
+
 
 class EncodedPrompts(Dataset[PromptBatch]):
     """Tokenized prompts in memory, indexed by a whole batch at a time.

@@ -1,0 +1,501 @@
+"""Probing that never writes the weights, against in-place probing and against weights that are written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.tiny import layered, regression, same, seen_by, weights_of
+from zolit import CurvZO, MeZO, ZerothOrder
+from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
+from zolit.probing import InPlace, Streamed
+from zolit.probing.perturbed import PerturbedWeight
+from zolit.scratch import CHUNK
+
+
+class Zoo(nn.Module):
+    """One of each way in which modules read weights; every output depends on its own example alone."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 8, padding_idx=0)
+        self.places = nn.Embedding(6, 8)
+        self.norm = nn.LayerNorm(8)
+        self.scale = nn.Parameter(torch.ones(8))
+        # These two transpose inside, so that copies of the batch are not told apart along the first dimension.
+        self.attention = None if batch_first else nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent = None if batch_first else nn.GRU(8, 8, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8, bias=False))
+        self.transposed = nn.Parameter(torch.zeros(8, 8))  # as in GPT-2's Conv1D
+        self.shift = nn.Parameter(torch.zeros(8))
+        self.convolution = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.lists = nn.ParameterList([torch.zeros(8), torch.zeros(8)])
+        self.head = nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        hidden = self.embed(ids) + self.places(places) - self.mean
+        hidden = self.norm(hidden)
+        if self.attention is not None:
+            hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
+        hidden = self.scale * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6)
+        hidden = hidden + self.mlp(hidden)
+        flat = torch.addmm(self.shift, hidden.view(-1, 8), self.transposed)
+        hidden = hidden + flat.view_as(hidden) + hidden @ self.transposed
+        hidden = hidden + self.convolution(hidden.transpose(1, 2)).transpose(1, 2)
+        hidden = hidden * self.lists[0] + hidden * self.lists[1]
+        if self.recurrent is not None:
+            hidden = self.recurrent(hidden)[0]
+        # Another module's weight, which its own forward would not hand out.
+        hidden = functional.linear(hidden, self.mlp[0].weight)[..., :8]
+        return self.head(hidden)[:, -1]
+
+
+def zoo(dtype: torch.dtype = torch.float32, batch_first: bool = False) -> tuple[Zoo, Callable[[], Tensor], Tensor]:
+    model = Zoo(batch_first).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        model.mean.fill_(0.1)
+    ids = torch.randint(0, 50, (4, 6), generator=generator)
+    targets = torch.randint(0, 50, (4,), generator=generator)
+    model = model.to(dtype)
+
+    def closure(copies: int = 1) -> Tensor:
+        logits = model(ids.repeat(copies, 1)).float()
+        return functional.cross_entropy(logits, targets.repeat(copies), reduction="none")
+
+    return model, closure, ids
+
+
+LAWS: list[Callable[[], Perturbation]] = [Gaussian, GaussianPool, Rademacher]
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("directions", [1, 3])
+def test_losses_are_those_of_weights_that_are_moved(law: Callable[[], Perturbation], directions: int) -> None:
+    """Every way to read a weight, tied weights and buffers included, in float64: no difference but of rounding."""
+    runs = []
+    for probing in ("streamed", "in_place"):
+        model, closure, _ = zoo(torch.float64)
+        optimizer = MeZO(model, lr=1e-3, eps=1e-2, directions=directions, perturbation=law(), probing=probing)
+        for _ in range(3):
+            optimizer.step(closure)
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-12)
+    assert len(set(runs[0])) == 2 * directions
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_losses_in_low_precision(dtype: torch.dtype, tolerance: float) -> None:
+    runs = []
+    for probing in ("streamed", "in_place"):
+        model, closure, _ = zoo(dtype)
+        optimizer = CurvZO(model, eps=1e-2, probing=probing)
+        optimizer.step(closure)
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_weight_is_seen_as_if_it_were_moved(dtype: torch.dtype) -> None:
+    """To the bit in 16 bits and to rounding in float32: what modules compute with is what in-place probing writes."""
+    seen = []
+    for probing in ("streamed", "in_place"):
+        model, closure, _ = zoo(dtype)
+        optimizer = MeZO(model, eps=1e-2, probing=probing)
+
+        def spy(model: nn.Module = model, closure: Callable[[], Tensor] = closure) -> Tensor:
+            seen.append(seen_by(model))
+            return closure()
+
+        optimizer.step(spy)
+    for streamed, moved in zip(seen[:2], seen[2:], strict=True):
+        for name, value in streamed.items():
+            torch.testing.assert_close(value, moved[name], rtol=1e-6 if dtype == torch.float32 else 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [MeZO, CurvZO, partial(CurvZO, blocks="parameter"), partial(MeZO, probing="joint")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_thousand_probes_leave_every_bit(dtype: torch.dtype, method: Callable[..., ZerothOrder]) -> None:
+    model = layered(dtype)
+    before = weights_of(model)
+    optimizer = method(model, lr=0.0, eps=1e-3)
+    closure = regression(model)
+    if optimizer.prober.copies == 1 and getattr(method, "keywords", {}).get("probing") == "joint":
+        inputs, targets = torch.randn(4, 4).to(dtype), torch.randn(4).to(dtype)
+
+        def closure() -> Tensor:
+            c = optimizer.copies
+            return (model(inputs.repeat(c, 1)) - targets.repeat(c)).square()
+
+    for _ in range(500):
+        optimizer.step(closure)
+    assert same(weights_of(model), before)
+
+
+def test_weights_are_never_perturbed_for_whoever_looks() -> None:
+    """In the midst of a probe: parameters, state_dict, and what a reference taken before sees, are θ."""
+    model, closure, _ = zoo()
+    before = weights_of(model)
+    held = list(model.parameters())
+    looks = 0
+
+    def spy() -> Tensor:
+        nonlocal looks
+        if looks > 0:  # the first probe has θ hidden
+            assert same(weights_of(model), before)
+            state = model.state_dict()
+            assert all(torch.equal(state[name], value) for name, value in before.items())
+            assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
+            assert not same(seen_by(model), before)
+        looks += 1
+        return closure()
+
+    optimizer = MeZO(model, lr=0.0, eps=1e-2)
+    for _ in range(3):
+        optimizer.step(spy)
+    assert looks == 6
+    assert same(seen_by(model), before)
+    assert not any(isinstance(value, PerturbedWeight) for module in model.modules() for value in vars(module).values())
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_modules_find_their_weights_again_when_the_closure_raises(call: int) -> None:
+    model, closure, _ = zoo()
+    before, calls = weights_of(model), 0
+
+    def broken() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise KeyboardInterrupt
+        return closure()
+
+    optimizer = MeZO(model, lr=1e-3)
+    if call == 3:
+        optimizer.step(broken)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(broken)
+    assert not any(isinstance(value, PerturbedWeight) for module in model.modules() for value in vars(module).values())
+    if call < 3:
+        assert same(seen_by(model), before)
+
+
+def test_an_error_of_the_closure_is_the_closures() -> None:
+    model, _, _ = zoo()
+    optimizer = MeZO(model)
+
+    def broken() -> Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(broken)
+    with pytest.warns(RuntimeWarning, match="not all finite"):
+        optimizer.step(lambda: torch.tensor(math.nan))
+    assert isinstance(optimizer.prober, Streamed)
+    assert optimizer.prober._fallback is None
+
+
+class Holder(nn.Module):
+    """Keeps its weight where no module attribute is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.held = [self.weight]
+
+    def forward(self) -> Tensor:
+        return (self.held[0] * torch.tensor([1.0, 2.0, 3.0])).sum()
+
+
+def test_falls_back_where_weights_are_read_past_attributes() -> None:
+    runs = []
+    for probing in ("streamed", "in_place"):
+        model = Holder()
+        optimizer = MeZO(model, lr=1e-2, probing=probing)
+        if probing == "streamed":
+            with pytest.warns(UserWarning, match="elsewhere than in its modules' attributes"):
+                optimizer.step(model)
+        else:
+            optimizer.step(model)
+        optimizer.step(model)
+        runs.append((optimizer.last_step.losses, weights_of(model)))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+
+
+def test_falls_back_where_hiding_raises() -> None:
+    model = Holder()
+
+    def picky() -> Tensor:
+        loss: Tensor = model()
+        if not loss.isfinite():
+            msg = "the loss must be finite"
+            raise ValueError(msg)
+        return loss
+
+    optimizer = MeZO(model, lr=1e-2)
+    with pytest.warns(UserWarning, match="raises ValueError"):
+        optimizer.step(picky)
+    assert len(set(optimizer.last_step.losses)) == 2
+
+
+@pytest.mark.parametrize("width", [64, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("law", LAWS)
+def test_matrices_of_many_pieces(law: Callable[[], Perturbation], dtype: torch.dtype, width: int) -> None:
+    """A tied embedding and head beyond two chunks: looked up by rows, multiplied with by pieces."""
+    rows = 2 * CHUNK // width + 1500
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        embed, head = nn.Embedding(rows, width), nn.Linear(width, rows)
+        head.weight = embed.weight
+        model = nn.Sequential(embed, head).to(dtype)
+        ids = torch.randint(0, rows, (5,))
+        optimizer = MeZO(model, eps=1e-1, perturbation=law(), probing=probing)
+        optimizer.step(lambda: model(ids).float().square().mean(1))  # noqa: B023  # within this round
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5 if dtype == torch.float32 else 1e-3)
+    assert runs[0][0] != runs[0][1]
+
+
+def test_unchosen_weights_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layered()
+    optimizer = CurvZO(model, budget=0.3)
+    made: list[str] = []
+    real = PerturbedWeight.of
+
+    def of(weight: Any, probe: Any) -> PerturbedWeight:
+        made.append(weight.name)
+        return real(weight, probe)
+
+    monkeypatch.setattr(PerturbedWeight, "of", staticmethod(of))
+    for _ in range(10):
+        made.clear()
+        optimizer.step(regression(model))
+        report = optimizer.last_step.selection
+        assert made == [name for name, chosen in zip(report.names, report.chosen.tolist(), strict=True) if chosen]
+    assert len(made) < len(report.names)
+
+
+def test_autocast_sees_perturbed_weights() -> None:
+    runs = []
+    for prober in (Streamed(), InPlace()):
+        model, closure, _ = zoo()
+        optimizer = ZerothOrder(model, eps=5e-2, prober=prober)
+        with torch.autocast("cpu", torch.bfloat16):
+            optimizer.step(closure)
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=2e-2)
+    assert abs(runs[0][0] - runs[0][1]) > 1e-3
+
+
+def test_weights_describe_themselves_as_they_are() -> None:
+    model = nn.Linear(3, 2).to(torch.bfloat16)
+    answers = []
+
+    def spy() -> Tensor:
+        weight = model.weight
+        answers.append((weight.dtype, weight.shape, weight.device.type, weight.ndim, weight.numel(), len(weight)))
+        assert isinstance(weight, nn.Parameter)
+        return model(torch.ones(1, 3, dtype=weight.dtype)).square().mean()
+
+    MeZO(model).step(spy)
+    assert answers == [(torch.bfloat16, (2, 3), "cpu", 2, 6, 2)] * 2
+
+
+# --- two probes in one forward ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("law", LAWS)
+def test_joint_probes_are_the_same_probes(law: Callable[[], Perturbation], directions: int) -> None:
+    runs, calls = [], []
+    for probing in ("joint", "streamed"):
+        model, closure, _ = zoo(torch.float64, batch_first=True)
+        optimizer = MeZO(model, lr=1e-3, eps=1e-2, directions=directions, perturbation=law(), probing=probing)
+
+        def asking(closure: Any = closure, optimizer: Any = optimizer) -> Tensor:
+            calls.append(optimizer.copies)
+            return closure(calls[-1])
+
+        for _ in range(3):
+            optimizer.step(asking)
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-10)
+    assert 2 in calls
+
+
+def test_a_closure_that_does_not_repeat_its_batch_is_probed_singly() -> None:
+    model = layered()
+    optimizer = MeZO(model, probing="joint")
+    with pytest.warns(UserWarning, match="does not repeat its batch"):
+        optimizer.step(regression(model))
+    assert optimizer.last_step.forward_passes == 2
+
+
+class Mixing(nn.Module):
+    """Lets each example see the others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs.flip(0)).flip(0).sum(1) + self.inner(inputs).mean()
+
+
+def test_a_model_that_mixes_examples_is_probed_singly() -> None:
+    model, inputs = Mixing(), torch.randn(4, 3)
+    optimizer = MeZO(model, eps=1e-2, probing="joint")
+    with pytest.warns(UserWarning, match="mixes the examples"):
+        optimizer.step(lambda: model(inputs.repeat(optimizer.copies, 1)))
+    assert len(set(optimizer.last_step.losses)) == 2
+
+
+# --- layers below the lowest perturbed weight ------------------------------------------------------------------------
+
+
+class Stack(nn.Module):
+    """Counts how often each layer is computed."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(4)])
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 20, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        self.counts = [0] * 4
+        for index, layer in enumerate(self.layers):
+            layer.forward = self._counting(index, layer.forward)
+
+    def _counting(self, index: int, forward: Any) -> Any:
+        def counted(hidden: Tensor) -> Tensor:
+            self.counts[index] += 1
+            return torch.tanh(forward(hidden)) + hidden
+
+        return counted
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(self.norm(hidden))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "counts"),
+    [
+        ("layers.2", [1, 1, 2, 2]),
+        ("norm", [1, 1, 1, 1]),
+        ("head", [1, 1, 1, 1]),
+        ("layers.0", [2, 2, 2, 2]),
+        ("embed", [2, 2, 2, 2]),
+        ("layers.3|norm", [1, 1, 1, 2]),
+    ],
+)
+def test_layers_below_the_lowest_perturbed_weight_run_once(trainable: str, counts: list[int]) -> None:
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        model, ids = Stack(), torch.arange(12).view(4, 3)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = any(name.startswith(part) for part in trainable.split("|"))
+        optimizer = MeZO(model, lr=1e-2, eps=1e-2, probing=probing)
+        parts = ids.split(2)  # two calls of the model in each closure
+
+        def closure(model: nn.Module = model, parts: Any = parts) -> Tensor:
+            return torch.cat([model(part).square().mean((1, 2)) for part in parts])
+
+        for step in range(3):
+            model.counts = [0] * 4
+            optimizer.step(closure)
+            if probing == "streamed" and step > 0:  # the first step finds out where weights are needed
+                assert model.counts == [2 * count for count in counts]
+        runs.append((optimizer.last_step.losses, weights_of(model)))
+        assert all("forward" in vars(layer) for layer in model.layers)
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
+
+
+def test_a_tied_head_has_no_prefix() -> None:
+    model, ids = Stack(tied=True), torch.arange(12).view(4, 3)
+    for parameter in model.layers.parameters():
+        parameter.requires_grad = False
+    optimizer = MeZO(model)
+    for _ in range(2):
+        model.counts = [0] * 4
+        optimizer.step(lambda: model(ids).square().mean())
+    assert model.counts == [2] * 4
+
+
+def test_a_prefix_is_not_used_on_other_inputs() -> None:
+    """A closure whose second call of the model depends on its first: each probe continues with its own token."""
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        model = Stack()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("head")
+        optimizer = MeZO(model, lr=0.0, eps=3.0, probing=probing)
+
+        def closure(model: nn.Module = model) -> Tensor:
+            token = model(torch.tensor([[1, 2]]))[:, -1].argmax(-1, keepdim=True)
+            return model(token).square().mean()
+
+        for _ in range(4):
+            optimizer.step(closure)
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+
+def test_layers_with_something_in_between_all_run() -> None:
+    class Apart(Stack):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embed(ids)
+            for layer in self.layers:
+                hidden = layer(hidden) * 0.9
+            return self.head(self.norm(hidden))
+
+    model, ids = Apart(), torch.arange(12).view(4, 3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("head")
+    optimizer = MeZO(model)
+    for _ in range(2):
+        model.counts = [0] * 4
+        optimizer.step(lambda: model(ids).square().mean())
+    assert model.counts == [1, 2, 2, 2]
+
+
+def test_a_prefix_that_somebody_writes_to_is_computed_again() -> None:
+    class Writing(Stack):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embed(ids)
+            for layer in self.layers:
+                hidden = layer(hidden).mul_(1.5)
+            return self.head(self.norm(hidden))
+
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        model, ids = Writing(), torch.arange(12).view(4, 3)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith(("layers.2", "layers.3"))
+        optimizer = MeZO(model, lr=0.0, eps=1e-1, probing=probing)
+        for _ in range(2):
+            optimizer.step(lambda: model(ids).square().mean())  # noqa: B023  # within this round
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)

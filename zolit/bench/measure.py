@@ -1,0 +1,170 @@
+"""One precision, measured: all entrants take turns, so that what slows the machine down slows all of them down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+from rich.progress import Progress
+from torch import Tensor
+
+from zolit.bench.memory import peak_bytes
+from zolit.bench.results import Measurement, Spread, StepCost
+from zolit.bench.stopwatch import Piece, Stopwatch, seconds
+from zolit.bench.workload import Workload
+from zolit.bench.yardstick import FourPass
+from zolit.directions import Directions
+from zolit.optimizer import ZerothOrder
+from zolit.probing import Closure
+
+FEWEST_ROUNDS = 3
+
+
+class Stepper(Protocol):
+    """What an optimizer and the yardstick have in common."""
+
+    @property
+    def copies(self) -> int:
+        """How often the next call of the closure shall repeat its batch."""
+
+    reduce: Callable[[Tensor], Tensor]
+
+    def step(self, closure: Closure) -> float:
+        """Makes one step."""
+
+
+def pieces(stepper: object) -> Iterator[Piece]:
+    """Yields the functions through which all noise and all arithmetic on weights go."""
+    match stepper:
+        case ZerothOrder():
+            yield Piece(stepper.perturbation, "begin", "noise")
+            yield Piece(stepper.perturbation, "draw", "noise")
+            yield Piece(Directions, "perturb", "arithmetic")
+            yield Piece(Directions, "perturbed_rows", "arithmetic")
+            yield Piece(stepper.update, "apply", "arithmetic")
+        case FourPass():
+            yield Piece(stepper, "noise", "noise")
+            yield Piece(stepper, "move", "arithmetic")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Somebody who takes part.
+
+    Attributes:
+        method: Its name.
+        probing: How it probes.
+        make: Makes what steps.
+    """
+
+    method: str
+    probing: str
+    make: Callable[[], Stepper]
+
+
+class _Runner:
+    """An entrant on its workload: warm, and looked into, before it takes turns.
+
+    Attributes:
+        transient_bytes: The most that tensors held in a step beyond the workload's own.
+        parts: Seconds of noise and of arithmetic in that step.
+        forward_passes: How often it evaluated the batch.
+        reduced_bytes: What it gave to all-reduces.
+    """
+
+    def __init__(self, entrant: Entrant, workload: Workload) -> None:
+        self.entrant = entrant
+        self._workload = workload
+        self.forward_passes = self.reduced_bytes = 0
+        self.transient_bytes = peak_bytes(workload.device, self._start, self._inspect)
+
+    def _start(self) -> None:
+        self._stepper = self.entrant.make()
+        self.step()
+
+    def step(self) -> None:
+        self._stepper.step(lambda: self._workload.losses(self._stepper.copies))
+
+    def _inspect(self) -> None:
+        reduce, watch = self._stepper.reduce, Stopwatch(self._workload.device)
+
+        def losses() -> Tensor:
+            copies = self._stepper.copies
+            self.forward_passes += copies
+            return self._workload.losses(copies)
+
+        def weighed(losses: Tensor) -> Tensor:
+            self.reduced_bytes += losses.nbytes
+            return reduce(losses)
+
+        self._stepper.reduce = weighed
+        with watch.timing(pieces(self._stepper)):
+            self._stepper.step(losses)
+        self._stepper.reduce = reduce
+        self.parts = watch.seconds
+
+    def cost(self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int) -> StepCost:
+        """Sums up: seconds of steps and of forwards, round by round; bytes of inference's peak and of the weights."""
+        ratios = [step / plain for step, plain in zip(steps, forwards, strict=True)]
+        noise, arithmetic = self.parts["noise"], self.parts["arithmetic"]
+        return StepCost(
+            method=self.entrant.method,
+            probing=self.entrant.probing,
+            step_over_forwards=Spread(median(ratios), min(ratios), max(ratios)),
+            step_seconds=median(steps),
+            noise_seconds=noise,
+            arithmetic_seconds=arithmetic,
+            overhead_seconds=median(steps) - median(forwards) - noise - arithmetic,
+            peak_bytes=weights + self.transient_bytes,
+            peak_over_inference=(weights + self.transient_bytes) / inference,
+            forward_passes=self.forward_passes,
+            reduced_bytes=self.reduced_bytes,
+        )
+
+
+def measure(
+    workload: Workload, entrants: Sequence[Entrant], precision: str, budget: float, progress: Progress
+) -> Measurement:
+    """Measures plain forwards and the entrants' steps.
+
+    Args:
+        workload: What they work on.
+        entrants: Who takes part.
+        precision: What the workload's type is called.
+        budget: Seconds that rounds may take; three rounds are taken in any case.
+        progress: Shows how far it is.
+    """
+    bar = progress.add_task(f"{precision}: memory", total=(1 + FEWEST_ROUNDS) * (1 + len(entrants)))
+
+    def advance(doing: str) -> None:
+        progress.update(bar, advance=1, description=f"{precision}: {doing}")
+
+    def two_forwards() -> None:
+        workload.losses()
+        workload.losses()
+
+    inference = workload.weight_bytes + peak_bytes(workload.device, workload.losses, workload.losses)
+    advance("memory")
+    runners = []
+    for entrant in entrants:
+        runners.append(_Runner(entrant, workload))
+        advance("memory")
+    contest = [two_forwards, *(runner.step for runner in runners)]
+    rounds: list[list[float]] = []
+    wanted, start = FEWEST_ROUNDS, time.perf_counter()
+    while len(rounds) < wanted:
+        times = []
+        for call in contest:
+            times.append(seconds(workload.device, call))
+            advance(f"round {len(rounds) + 1} of {wanted}")
+        rounds.append(times)
+        if len(rounds) == 1:
+            wanted = max(FEWEST_ROUNDS, round(budget / (time.perf_counter() - start)))
+            progress.update(bar, total=(1 + wanted) * len(contest))
+    forwards, *steps = zip(*rounds, strict=True)
+    weights = workload.weight_bytes
+    costs = [runner.cost(own, forwards, inference, weights) for runner, own in zip(runners, steps, strict=True)]
+    return Measurement(precision, len(rounds), median(forwards), inference, weights, costs)

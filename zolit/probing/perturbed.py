@@ -1,0 +1,152 @@
+"""A weight that is seen as θ + Σ cᵢuᵢ by whoever computes with it, while θ itself is never written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zolit.blocks import Weight
+from zolit.directions import Directions
+from zolit.probing.products import NotJointError, Query, copies, embedding, linear, scale
+from zolit.scratch import Scratch, chunk
+
+# What a weight is asked about itself; the answers are those of θ.
+_DESCRIPTIONS = {"device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize", "layout"}
+_DESCRIPTIONS |= {"nbytes", "ndim", "requires_grad", "shape"}
+_DESCRIBE = {Tensor.dim, Tensor.element_size, Tensor.is_contiguous, Tensor.is_floating_point, Tensor.numel, Tensor.size}
+_DESCRIBE |= {Tensor.stride, Tensor.__len__}
+
+
+class Probe:
+    """What all perturbed weights of one step have in common.
+
+    Args:
+        directions: u_1 ... u_k.
+        scratch: Where matrices are perturbed: a buffer for each type.
+
+    Attributes:
+        queries: What the present forward answers: a row of C for each copy of the batch.
+    """
+
+    def __init__(self, directions: Directions, scratch: dict[torch.dtype, Scratch]) -> None:
+        self.directions = directions
+        self.scratch = scratch
+        self.queries: Sequence[Query] = ()
+
+
+class PerturbedWeight(Tensor):
+    """Stands where a module looks for a weight, and computes with θ + Σ cᵢuᵢ.
+
+    ``linear`` perturbs a matrix in a buffer that is used again, a large one piece by piece; ``embedding`` perturbs the
+    rows that are looked up and no others. Whatever else is computed gets a perturbed copy, freed thereafter. Where a
+    forward answers several queries, each copy of the batch (along the first dimension of the activations) meets its
+    own.
+    """
+
+    _is_param = True  # what makes isinstance(weight, nn.Parameter) true
+    weight: Weight
+    theta: Tensor
+    probe: Probe
+    _pieces: Sequence[tuple[int, int, Tensor]]
+
+    @staticmethod
+    def of(weight: Weight, probe: Probe) -> PerturbedWeight:
+        """Makes the perturbed view of a weight."""
+        theta = weight.parameter.data
+        view = theta.as_subclass(PerturbedWeight)
+        view.weight, view.theta, view.probe, view._pieces = weight, theta, probe, ()
+        return view
+
+    @property
+    def row(self) -> int:
+        """Length of a row of a matrix whose pieces are whole rows; 0 for other weights."""
+        width = self.theta.shape[-1] if self.theta.ndim == 2 else 0
+        return width if width <= chunk(self.theta.device) else 0
+
+    @property
+    def pieces(self) -> Sequence[tuple[int, int, Tensor]]:
+        """The (start, stop, θ) of the pieces in which the weight is perturbed, θ of shape (stop - start,)."""
+        if not self._pieces:
+            flat = self.theta.view(-1)
+            ranges = self.probe.directions.ranges(self.weight)
+            self._pieces = [(start, stop, flat[start:stop]) for start, stop in ranges]
+        return self._pieces
+
+    def at(self, query: Query) -> Tensor:
+        """Returns the weight at a query, in memory of its own."""
+        values = torch.empty_like(self.theta)
+        flat, pieces = values.view(-1), self.pieces
+        for start, stop, origin in pieces:
+            out = flat if len(pieces) == 1 else flat[start:stop]
+            self.probe.directions.perturb(origin, out, self.weight, start, stop, query)
+        return values
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Computes with θ + Σ cᵢuᵢ."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _DESCRIBE or getattr(getattr(func, "__self__", None), "__name__", "") in _DESCRIPTIONS:
+                return func(*args, **kwargs)
+            weight = args[1] if len(args) > 1 else None
+            if isinstance(weight, PerturbedWeight) and weight.row:
+                if func is functional.linear:
+                    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+                    biases = [bias.at(q) if isinstance(bias, cls) else bias for q in weight.probe.queries]
+                    return linear(args[0], weight, biases)
+                if func is functional.embedding and kwargs.get("max_norm") is None:
+                    return embedding(args[0], weight)
+            if func is Tensor.mul and all(isinstance(factor, Tensor) for factor in args):
+                activations, vector = args if isinstance(args[1], cls) else args[::-1]
+                if vector.ndim == 1 and activations.ndim > 1:
+                    return scale(activations, vector)
+            weights: list[PerturbedWeight] = []
+            _replace((args, kwargs), lambda tensor: weights.append(tensor) if isinstance(tensor, cls) else None)
+            queries = weights[0].probe.queries
+            if len(queries) == 1:
+                return _compute(func, args, kwargs, queries[0])
+            return _each_copy(func, args, kwargs, queries)
+
+
+def _replace(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Changes the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(_replace(item, change) for item in value)
+    if type(value) is dict:
+        return {name: _replace(item, change) for name, item in value.items()}
+    return value
+
+
+def _compute(func: Callable[..., Any], args: Any, kwargs: Any, query: Query) -> Any:
+    """Calls a function with every weight at a query."""
+    args, kwargs = _replace((args, kwargs), lambda t: t.at(query) if isinstance(t, PerturbedWeight) else t)
+    return func(*args, **kwargs)
+
+
+def _each_copy(func: Callable[..., Any], args: Any, kwargs: Any, queries: Sequence[Query]) -> Tensor:
+    """Calls a function once for each copy of the batch, with every weight at its query."""
+    parts: list[Tensor] = []
+    for index, query in enumerate(queries):
+        found = False
+
+        def cut(tensor: Tensor, index: int = index) -> Tensor:
+            nonlocal found
+            if isinstance(tensor, PerturbedWeight):
+                return tensor
+            found = True
+            return copies(tensor, len(queries))[index]
+
+        own_args, own_kwargs = _replace((args, kwargs), cut)
+        part = _compute(func, own_args, own_kwargs, query)
+        if not found or not isinstance(part, Tensor):
+            raise NotJointError
+        parts.append(part)
+    return torch.cat(parts)

@@ -1,0 +1,184 @@
+"""Probing without ever writing the weights: every module computes with θ + Σ cᵢuᵢ as it goes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from zolit.blocks import Weight
+from zolit.directions import Directions
+from zolit.probing.base import Closure, Prober, mean_losses
+from zolit.probing.in_place import InPlace
+from zolit.probing.perturbed import PerturbedWeight, Probe
+from zolit.probing.prefix import Prefix
+from zolit.probing.products import NotJointError, Query
+from zolit.scratch import Scratch
+
+
+class _EscapedError(Exception):
+    """A forward computed with θ itself, or so it seems."""
+
+
+class Streamed(Prober):
+    """Modules find a ``PerturbedWeight`` where they look for a weight; θ is neither moved nor moved back.
+
+    So weights are exact whatever their type, without a copy, and whoever looks at them during a probe (a signal
+    handler that saves a checkpoint, say) finds θ: ``parameters()`` and ``state_dict()`` do not see what attributes
+    do. A module that computes with another module's weight finds it perturbed as well, and tied weights see one noise.
+    A model that also holds weights elsewhere than in modules' attributes would compute with θ. The first probe finds
+    out, as it runs while θ is hidden behind NaN; such models are then probed in place.
+
+    Layers that come before all perturbed weights are computed once a step.
+
+    Args:
+        joint: Answer two queries by one forward, of a batch twice as large, where the closure repeats its batch
+            ``copies`` times. That is faster where a forward does not keep the device busy, and takes the memory of
+            twice the activations.
+    """
+
+    def __init__(self, joint: bool = False) -> None:
+        self._joint = joint
+        self._copies = 1
+        self._asked = False
+        self._checked = False
+        self._checked_joint = False
+        self._fallback: InPlace | None = None
+        self._scratch: dict[torch.dtype, Scratch] = {}
+
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        """How often the closure is to repeat its batch; asking says that it does."""
+        self._asked = True
+        return self._copies
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight]) -> None:
+        """Finds the attributes under which modules look for weights; see the base class."""
+        wanted = {id(weight.parameter): weight for weight in weights}
+        self._places: dict[Weight, list[tuple[nn.Module, str]]] = {weight: [] for weight in weights}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in wanted:
+                    self._places[wanted[id(parameter)]].append((module, name))
+        self._prefix = Prefix(model, self._places)
+
+    def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
+        """Evaluates the queries; see the base class."""
+        if self._fallback is not None:
+            return self._fallback.losses(closure, directions, queries)
+        rows: list[Query] = queries.tolist()
+        if self._joint and not self._checked_joint:
+            self._check_joint(closure, directions, rows[0])
+        length = self._prefix.length(directions.weights)
+        size = 2 if self._joint and not length else 1
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        losses = []
+        try:
+            with self._perturbed(directions) as probe, self._prefix.shared(length) as restart:
+                for group in groups:
+                    restart()
+                    forward = self._forward if self._checked else self._first_forward
+                    losses.append(forward(closure, probe, group))
+        except _EscapedError as trouble:
+            return self._fall_back(closure, directions, queries, trouble)
+        return torch.cat(losses)
+
+    def _forward(self, closure: Closure, probe: Probe, queries: Sequence[Query]) -> Tensor:
+        """Returns the losses of one forward that answers these queries, shape (queries,)."""
+        probe.queries = queries
+        self._copies = len(queries)
+        try:
+            return mean_losses(closure, self._copies)
+        finally:
+            self._copies = 1
+
+    @contextmanager
+    def _perturbed(self, directions: Directions) -> Iterator[Probe]:
+        """Puts perturbed weights where modules look for the chosen ones."""
+        probe = Probe(directions, self._scratch)
+        # An attribute in a module's __dict__ is found before its entry in _parameters, which stays as it is.
+        places = [(place, PerturbedWeight.of(w, probe)) for w in directions.weights for place in self._places[w]]
+        try:
+            for (module, name), view in places:
+                module.__dict__[name] = view
+            yield probe
+        finally:
+            for (module, name), _ in places:
+                module.__dict__.pop(name, None)
+
+    def _first_forward(self, closure: Closure, probe: Probe, queries: Sequence[Query]) -> Tensor:
+        """Makes a forward while θ is hidden.
+
+        Raises:
+            _EscapedError: If somebody seems to have looked for θ.
+        """
+        with _hidden(probe.directions.weights), self._prefix.learning():
+            try:
+                losses = self._forward(closure, probe, queries)
+            except Exception as error:  # whatever a model that finds NaN does about it
+                raise _EscapedError(f"it raises {type(error).__name__}") from error
+        if not losses.isfinite().all():
+            raise _EscapedError("its loss is not finite")
+        self._checked = True
+        return losses
+
+    def _fall_back(self, closure: Closure, directions: Directions, queries: Tensor, trouble: _EscapedError) -> Tensor:
+        """Evaluates the queries in place, and goes on in place if that is what helped."""
+        in_place = InPlace()
+        losses = in_place.losses(closure, directions, queries)  # if the closure is to blame, it raises here as well
+        if losses.isfinite().all():
+            self._fallback = in_place
+            warnings.warn(
+                f"probing: the model holds weights elsewhere than in its modules' attributes (probed as a stream, "
+                f"{trouble}); they are moved in place instead, with weights of 16 bits by a copy of them",
+                stacklevel=1,
+            )
+        return losses
+
+    def _check_joint(self, closure: Closure, directions: Directions, query: Query) -> None:
+        """Compares one joint forward with two single ones, far enough from θ for a difference to show."""
+        home = [0.0] * len(query)
+        self._asked = False
+        with self._perturbed(directions) as probe:
+            (here,) = self._forward(closure, probe, [home]).tolist()
+            for factor in (8.0, 64.0, 512.0):
+                away = [factor * coefficient for coefficient in query]
+                (there,) = self._forward(closure, probe, [away]).tolist()
+                if not abs(there - here) < 0.01 * abs(here):
+                    break
+            try:
+                joint = self._forward(closure, probe, [home, away]).tolist() if self._asked else [here, there]
+            except NotJointError:
+                joint = [math.nan, math.nan]
+        worst = max(abs(joint[0] - here), abs(joint[1] - there))
+        self._joint = self._asked and worst <= 0.1 * abs(there - here)
+        self._checked_joint = True
+        if not self._joint:
+            reason = (
+                "the model mixes the examples of a batch, or does not have them along the first dimension"
+                if self._asked
+                else "the closure does not repeat its batch `copies` times"
+            )
+            warnings.warn(f"probing: two probes cannot share a forward, {reason}; they take one each", stacklevel=1)
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes of the buffers that matrices are perturbed in."""
+        held = sum(scratch.bytes() for scratch in self._scratch.values())
+        return held + (self._fallback.scratch_bytes() if self._fallback else 0)
+
+
+@contextmanager
+def _hidden(weights: Sequence[Weight]) -> Iterator[None]:
+    """Has parameters read as NaN, without writing to them."""
+    thetas = [weight.parameter.data for weight in weights]
+    try:
+        for weight, theta in zip(weights, thetas, strict=True):
+            weight.parameter.data = torch.full((), math.nan, dtype=theta.dtype, device=theta.device).expand_as(theta)
+        yield
+    finally:
+        for weight, theta in zip(weights, thetas, strict=True):
+            weight.parameter.data = theta
