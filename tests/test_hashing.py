@@ -56,3 +56,7 @@ def test_uniform_is_uniform_over_successive_steps() -> None:
 def test_uniform_ends() -> None:
     assert uniform(0) == 0.0
     assert uniform((1 << 64) - 1) == 1.0 - 2.0**-53
+
+
+def test_mixing_goes_on_from_a_key() -> None:
+    assert mix(3, 4, onto=mix(1, 2)) == mix(1, 2, 3, 4)

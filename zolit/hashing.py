@@ -16,13 +16,15 @@ def name_key(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def mix(*parts: int) -> int:
+def mix(*parts: int, onto: int = 0) -> int:
     """Mixes integers into one 64-bit key; every part and their order count.
+
+    ``mix(c, onto=mix(a, b))`` is ``mix(a, b, c)``.
 
     Each part is absorbed by the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose output bits each
     depend on all input bits.
     """
-    key = 0
+    key = onto
     for part in parts:
         key = (key + part + 0x9E3779B97F4A7C15) & _MASK
         key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

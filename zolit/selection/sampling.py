@@ -87,10 +87,12 @@ class BlockSampling(Selection):
     def select(self, step: int) -> Choice:
         """Samples the blocks of a step."""
         probabilities = self.probabilities()
-        draws = [uniform(mix(self._seed, _PURPOSE, step, block.key)) for block in self._blocks]
+        purpose = mix(self._seed, _PURPOSE, step)
+        draws = [uniform(mix(block.key, onto=purpose)) for block in self._blocks]
         chosen = torch.tensor(draws, dtype=torch.float64) < probabilities
         # Of several likeliest ones that which has the largest key, not that which comes first in the model.
-        likeliest = max(range(len(draws)), key=lambda b: (float(probabilities[b]), self._blocks[b].key))
+        chances = zip(probabilities.tolist(), (block.key for block in self._blocks), range(len(draws)), strict=True)
+        likeliest = max(chances)[2]
         probabilities[likeliest] += (1.0 - probabilities).prod()
         if not chosen.any():
             chosen[likeliest] = True
