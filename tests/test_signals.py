@@ -323,6 +323,21 @@ def test_a_requeued_run_equals_an_uninterrupted_one(
     assert_same(again.model.zo.state_dict()["zo"], whole.model.zo.state_dict()["zo"])
 
 
+def test_the_end_of_a_requeued_run_is_validated_with_its_last_weights(
+    zolit: Fit, requeued: Path, tmp_path: Path
+) -> None:
+    """Lightning would load the requeue checkpoint once more, over weights that no validation has seen yet."""
+    job = ("fit", *SHORT, "--trainer.max_steps=7", f"--trainer.default_root_dir={tmp_path / 'job'}")
+    with pytest.MonkeyPatch.context() as patches:
+        raise_in(patches, ZerothOrderModule, "forward", call=2, step=0)
+        zolit(*job)
+    assert requeued.exists()
+    again = zolit(*job)
+    last = torch.load(again.trainer.checkpoint_callback.last_model_path, weights_only=True)
+    assert last["global_step"] == 7
+    assert all(torch.equal(value, last["state_dict"][name]) for name, value in again.model.state_dict().items())
+
+
 def test_sigterm_stops_a_run_after_the_step(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     signal.signal(TERM, lambda *_: seen.append(weights_of(trainers[0].lightning_module)))

@@ -13,6 +13,7 @@ import zolit_callbacks
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -102,7 +103,9 @@ class ZolitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Validates the final weights if the last validation did not see them, and writes the summary."""
         if self._summary.is_behind(self.trainer):
-            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            # Under SLURM, Lightning would load a requeue checkpoint that lies in the folder over the final weights.
+            last = cast("Any", self.trainer).checkpoint_callback.last_model_path if SLURMEnvironment.detect() else None
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
         self._summary.write(self.trainer)
 
     def before_predict(self) -> None:

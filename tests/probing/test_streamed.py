@@ -235,6 +235,32 @@ def test_falls_back_where_weights_are_read_past_attributes() -> None:
     assert same(runs[0][1], runs[1][1])
 
 
+def test_a_weight_that_is_chosen_late_is_checked_then() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.honest = nn.Linear(3, 1)
+            self.holder = Holder()
+
+        def forward(self) -> Tensor:
+            return self.honest(torch.ones(1, 3)).square().sum() + self.holder()
+
+    model = Two()
+    optimizer = CurvZO(model, budget=0.4, exploration=0.0, sampling="uniform", lr=1e-3)
+    late = False
+    for _ in range(20):
+        choice = optimizer.selection.select(optimizer.state_dict()["zo"]["steps"])
+        held = bool(choice.chosen[2])
+        if held and not late:
+            late = True
+            with pytest.warns(UserWarning, match="elsewhere than in its modules' attributes"):
+                optimizer.step(model)
+        else:
+            optimizer.step(model)
+    assert late
+    assert optimizer.prober._fallback is not None
+
+
 def test_falls_back_where_hiding_raises() -> None:
     model = Holder()
 

@@ -11,7 +11,8 @@ from zolit.blocks import Weight
 from zolit.errors import require
 from zolit.hashing import mix, name_key
 from zolit.perturbation.base import Perturbation
-from zolit.scratch import Generators, chunk
+from zolit.perturbation.gaussian import box_muller, hashed
+from zolit.scratch import CHUNK, Generators, chunk
 
 _PURPOSE = name_key("pool")
 _ALIGNMENT = 64
@@ -110,7 +111,12 @@ class _Pool:
 
     def refill(self, key: int) -> None:
         self.key = key
-        self.wide.normal_(generator=self._generators.seeded(key, self.wide.device))
+        if self.wide.device.type == "cpu":
+            for index, part in enumerate(torch.chunk(self.wide, self.wide.numel() // CHUNK)):
+                bits = torch.empty(CHUNK, dtype=torch.int32)
+                box_muller(hashed(mix(key, index), bits, part.view(torch.int32)), part)
+        else:
+            self.wide.normal_(generator=self._generators.seeded(key, self.wide.device))
         self.wide.mul_(self.wide.square().mean().rsqrt())
         if self.narrow is not self.wide:
             self.wide.copy_(self.narrow.copy_(self.wide))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class Streamed(Prober):
     So weights are exact whatever their type, without a copy, and whoever looks at them during a probe (a signal
     handler that saves a checkpoint, say) finds θ: ``parameters()`` and ``state_dict()`` do not see what attributes
     do. A module that computes with another module's weight finds it perturbed as well, and tied weights see one noise.
-    A model that also holds weights elsewhere than in modules' attributes would compute with θ. The first probe finds
-    out, as it runs while θ is hidden behind NaN; such models are then probed in place.
+    A model that also holds weights elsewhere than in modules' attributes would compute with θ. The first probe of each
+    weight finds out, as it runs while θ is hidden behind NaN; such models are then probed in place.
 
     Layers that come before all perturbed weights are computed once a step.
 
@@ -45,7 +45,7 @@ class Streamed(Prober):
         self._joint = joint
         self._copies = 1
         self._asked = False
-        self._checked = False
+        self._trusted: set[Weight] = set()
         self._checked_joint = False
         self._fallback: InPlace | None = None
         self._scratch: dict[torch.dtype, Scratch] = {}
@@ -81,8 +81,10 @@ class Streamed(Prober):
             with self._perturbed(directions) as probe, self._prefix.shared(length) as restart:
                 for group in groups:
                     restart()
-                    forward = self._forward if self._checked else self._first_forward
-                    losses.append(forward(closure, probe, group))
+                    new = [weight for weight in directions.weights if weight not in self._trusted]
+                    losses.append(
+                        self._forward(closure, probe, group) if not new else self._try(closure, probe, group, new)
+                    )
         except _EscapedError as trouble:
             return self._fall_back(closure, directions, queries, trouble)
         return torch.cat(losses)
@@ -110,20 +112,21 @@ class Streamed(Prober):
             for (module, name), _ in places:
                 module.__dict__.pop(name, None)
 
-    def _first_forward(self, closure: Closure, probe: Probe, queries: Sequence[Query]) -> Tensor:
-        """Makes a forward while θ is hidden.
+    def _try(self, closure: Closure, probe: Probe, queries: Sequence[Query], weights: list[Weight]) -> Tensor:
+        """Makes a forward while θ of these weights is hidden.
 
         Raises:
             _EscapedError: If somebody seems to have looked for θ.
         """
-        with _hidden(probe.directions.weights), self._prefix.learning():
+        learning = nullcontext() if self._trusted else self._prefix.learning()
+        with _hidden(weights), learning:
             try:
                 losses = self._forward(closure, probe, queries)
             except Exception as error:  # whatever a model that finds NaN does about it
                 raise _EscapedError(f"it raises {type(error).__name__}") from error
         if not losses.isfinite().all():
             raise _EscapedError("its loss is not finite")
-        self._checked = True
+        self._trusted.update(weights)
         return losses
 
     def _fall_back(self, closure: Closure, directions: Directions, queries: Tensor, trouble: _EscapedError) -> Tensor:
