@@ -57,7 +57,7 @@ def trainable_weights(model: nn.Module) -> list[Weight]:
     """
     weights = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.numel():
             parameter.data = parameter.data.contiguous()
             weights.append(Weight(name, parameter, name_key(name)))
     require(bool(weights), "the model has no trainable parameter: leave requires_grad=True on those to be tuned")

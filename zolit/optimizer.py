@@ -205,7 +205,8 @@ class ZerothOrder(torch.optim.Optimizer):
     def scratch_bytes(self) -> int:
         """Returns the bytes held beside the weights: noise, masks, copies of weights, buffers, momentum."""
         return (
-            self.selection.scratch_bytes()
+            self._scratch.bytes()
+            + self.selection.scratch_bytes()
             + self.perturbation.scratch_bytes()
             + self.prober.scratch_bytes()
             + self.update.scratch_bytes()

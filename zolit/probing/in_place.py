@@ -16,15 +16,19 @@ class InPlace(Prober):
     steps, for weights of 0.02. Rounding to 16 bits, which has a weight drift by a whole ε in as many steps, cannot be
     undone by arithmetic; there the perturbed blocks are copied first, moved from the copy and restored from it to the
     bit, which takes their size in memory.
+
+    Args:
+        exact: Copy and restore weights of all types.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
+        self._exact = exact
         self._copied = 0
 
     def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
         """Evaluates the queries; see the base class."""
         weights = directions.weights
-        copies = {w: w.flat.clone() for w in weights if w.parameter.dtype.itemsize < 4}
+        copies = {w: w.flat.clone() for w in weights if self._exact or w.parameter.dtype.itemsize < 4}
         self._copied = max(self._copied, sum(copy.nbytes for copy in copies.values()))
         pieces = [(weight, *ends) for weight in weights for ends in directions.ranges(weight)]
         home = [0.0] * directions.count

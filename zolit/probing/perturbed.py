@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from zolit.blocks import Weight
@@ -30,12 +31,14 @@ class Probe:
 
     Attributes:
         queries: What the present forward answers: a row of C for each copy of the batch.
+        examples: Examples in a copy of the batch.
     """
 
     def __init__(self, directions: Directions, scratch: dict[torch.dtype, Scratch]) -> None:
         self.directions = directions
         self.scratch = scratch
         self.queries: Sequence[Query] = ()
+        self.examples = 1
 
 
 class PerturbedWeight(Tensor):
@@ -57,7 +60,8 @@ class PerturbedWeight(Tensor):
     def of(weight: Weight, probe: Probe) -> PerturbedWeight:
         """Makes the perturbed view of a weight."""
         theta = weight.parameter.data
-        view = theta.as_subclass(PerturbedWeight)
+        # NaN, not θ, for whatever reads memory without asking: the forward that is checked will show it.
+        view = theta.new_full((), math.nan).expand(theta.shape).as_subclass(PerturbedWeight)
         view.weight, view.theta, view.probe, view._pieces = weight, theta, probe, ()
         return view
 
@@ -93,8 +97,11 @@ class PerturbedWeight(Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if func in _DESCRIBE or getattr(getattr(func, "__self__", None), "__name__", "") in _DESCRIPTIONS:
-                return func(*args, **kwargs)
-            weight = args[1] if len(args) > 1 else None
+                return func(args[0].theta, *args[1:], **kwargs)
+            if func is Tensor.__deepcopy__:
+                msg = "a model cannot be copied amid a probe, its weights are perturbed; copy it between two steps"
+                raise RuntimeError(msg)
+            weight = args[1] if len(args) > 1 and not isinstance(args[0], cls) else None
             if isinstance(weight, PerturbedWeight) and weight.row:
                 if func is functional.linear:
                     bias = args[2] if len(args) > 2 else kwargs.get("bias")
@@ -104,23 +111,24 @@ class PerturbedWeight(Tensor):
                     return embedding(args[0], weight)
             if func is Tensor.mul and all(isinstance(factor, Tensor) for factor in args):
                 activations, vector = args if isinstance(args[1], cls) else args[::-1]
-                if vector.ndim == 1 and activations.ndim > 1:
+                if vector.ndim == 1 and activations.ndim > 1 and not isinstance(activations, cls):
                     return scale(activations, vector)
             weights: list[PerturbedWeight] = []
             _replace((args, kwargs), lambda tensor: weights.append(tensor) if isinstance(tensor, cls) else None)
-            queries = weights[0].probe.queries
-            if len(queries) == 1:
-                return _compute(func, args, kwargs, queries[0])
-            return _each_copy(func, args, kwargs, queries)
+            probe = weights[0].probe
+            if len(probe.queries) == 1:
+                return _compute(func, args, kwargs, probe.queries[0])
+            return _each_copy(func, args, kwargs, probe)
 
 
 def _replace(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """Changes the tensors in nested lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) in (list, tuple):
-        return type(value)(_replace(item, change) for item in value)
-    if type(value) is dict:
+    if isinstance(value, list | tuple):
+        items = [_replace(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
         return {name: _replace(item, change) for name, item in value.items()}
     return value
 
@@ -131,18 +139,18 @@ def _compute(func: Callable[..., Any], args: Any, kwargs: Any, query: Query) -> 
     return func(*args, **kwargs)
 
 
-def _each_copy(func: Callable[..., Any], args: Any, kwargs: Any, queries: Sequence[Query]) -> Tensor:
+def _each_copy(func: Callable[..., Any], args: Any, kwargs: Any, probe: Probe) -> Tensor:
     """Calls a function once for each copy of the batch, with every weight at its query."""
     parts: list[Tensor] = []
-    for index, query in enumerate(queries):
+    for index, query in enumerate(probe.queries):
         found = False
 
         def cut(tensor: Tensor, index: int = index) -> Tensor:
             nonlocal found
-            if isinstance(tensor, PerturbedWeight):
+            if isinstance(tensor, nn.Parameter):  # a perturbed weight counts as one, and frozen ones are no activations
                 return tensor
             found = True
-            return copies(tensor, len(queries))[index]
+            return copies(tensor, probe)[index]
 
         own_args, own_kwargs = _replace((args, kwargs), cut)
         part = _compute(func, own_args, own_kwargs, query)

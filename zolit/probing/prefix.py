@@ -28,18 +28,21 @@ class Prefix:
 
     Layers are the members of the model's largest ``nn.ModuleList``, as far as each gets what the one before it gave,
     and nothing else comes in between. What comes into the first is compared each time, so that a model that is called
-    on something else computes all of them; on a GPU the host waits for this comparison, where there is a prefix.
+    on something else computes all of them; on a GPU the host waits for this comparison, where there is a prefix. As a
+    model may use layers' outputs elsewhere, a prefix is proven before it is relied on.
     """
 
     def __init__(self, model: nn.Module, places: Places) -> None:
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
         largest = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
-        self._layers: list[nn.Module] = list(largest)
+        self._layers: list[nn.Module] = list(largest) if len(set(largest)) == len(largest) else []
+        self._proven: dict[int, bool] = {}
         self._places = places
         self._first_use: dict[Weight, int] = dict.fromkeys(places, 0)
         self._calls: list[_Call] = []
         self._next = 0
         self._replayed: Any = None
+        self._inputs: Any = None
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -61,7 +64,10 @@ class Prefix:
         def need(module: nn.Module, _: Any) -> None:
             needed.setdefault(module, done)
 
-        inside = {module: index for index, layer in enumerate(self._layers) for module in layer.modules()}
+        inside: dict[nn.Module, int] = {}
+        for index, layer in enumerate(self._layers):
+            for module in layer.modules():
+                inside.setdefault(module, index)
         with ExitStack() as hooks:
             for layer in self._layers:
                 hooks.callback(layer.register_forward_pre_hook(enter).remove)
@@ -74,8 +80,17 @@ class Prefix:
             self._first_use[weight] = min(first, chained)
 
     def length(self, weights: Sequence[Weight]) -> int:
-        """Returns how many layers come before all of these weights."""
-        return min((self._first_use[weight] for weight in weights), default=0)
+        """Returns how many layers come before all of these weights; one is not worth the trouble."""
+        length = min((self._first_use[weight] for weight in weights), default=0)
+        return length if length > 1 and self._proven.get(length, True) else 0
+
+    def is_proven(self, length: int) -> bool:
+        """Tells whether a probe has been answered with and without this prefix, and alike."""
+        return self._proven.get(length, False)
+
+    def prove(self, length: int, sound: bool) -> None:
+        """Takes note of how that went; a prefix that changes a loss is not used again."""
+        self._proven[length] = sound
 
     @contextmanager
     def shared(self, length: int) -> Iterator[Callable[[], None]]:
@@ -101,6 +116,7 @@ class Prefix:
                 else:
                     layer.__dict__["forward"] = forward
             self._calls.clear()
+            self._replayed = self._inputs = None
 
     def _restart(self) -> None:
         self._next = 0
@@ -108,14 +124,14 @@ class Prefix:
     def _answering(self, index: int, last: bool, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Returns what stands for a layer's forward: the real one in the first probe, its answer thereafter."""
 
-        def answer(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def answer(*args: Any, **kwargs: Any) -> Any:
             if index == 0:
-                self._begin_call(hidden)
+                self._begin_call(args[0] if args and isinstance(args[0], Tensor) else None)
             if self._replayed is not None:
                 output = self._replayed
             else:
-                output = forward(hidden, *args, **kwargs)
-                if last and self._next == len(self._calls):
+                output = forward(*args, **kwargs)
+                if last and self._next == len(self._calls) and _is_plain(output):
                     self._calls.append(_Call(self._inputs, output, _versions(output)))
             if last:
                 self._next += 1
@@ -123,9 +139,9 @@ class Prefix:
 
         return answer
 
-    def _begin_call(self, hidden: Tensor) -> None:
+    def _begin_call(self, hidden: Tensor | None) -> None:
         self._replayed, self._inputs = None, hidden
-        if self._next < len(self._calls):
+        if hidden is not None and self._next < len(self._calls):
             known = self._calls[self._next]
             untouched = known.versions == _versions(known.output)  # nobody has written to it since
             if untouched and known.inputs.shape == hidden.shape and torch.equal(known.inputs, hidden):
@@ -135,6 +151,12 @@ class Prefix:
 def _tensors(output: Any) -> list[Tensor]:
     """Returns the tensors that a layer gave: one, or those of a tuple."""
     return [item for item in (output if isinstance(output, tuple | list) else [output]) if isinstance(item, Tensor)]
+
+
+def _is_plain(output: Any) -> bool:
+    """Tells whether an output can be kept: a tensor, or a tuple of them, whose versions are counted."""
+    items = output if isinstance(output, tuple | list) else (output,)
+    return all(isinstance(item, Tensor) and not item.is_inference() for item in items)
 
 
 def _versions(output: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from zolit.scratch import Scratch, chunk
 
 if TYPE_CHECKING:
-    from zolit.probing.perturbed import PerturbedWeight
+    from zolit.probing.perturbed import PerturbedWeight, Probe
 
 _WHOLE = 2
 
@@ -24,15 +24,16 @@ class NotJointError(Exception):
     """A module computes something in which the copies of the batch cannot be told apart."""
 
 
-def copies(activations: Tensor, count: int) -> Sequence[Tensor]:
+def copies(activations: Tensor, probe: Probe) -> Sequence[Tensor]:
     """Cuts activations into those of each copy of the batch.
 
     Raises:
-        NotJointError: If their first dimension is not the batch's.
+        NotJointError: If their first dimension cannot be the batch's, alone or flattened with others.
     """
-    if not activations.ndim or activations.shape[0] % count:
+    count = len(probe.queries)
+    if count > 1 and (not activations.ndim or activations.shape[0] % (count * probe.examples)):
         raise NotJointError
-    return activations.chunk(count)
+    return activations.chunk(count) if count > 1 else (activations,)
 
 
 def linear(inputs: Tensor, weight: PerturbedWeight, biases: Sequence[Tensor | None]) -> Tensor:
@@ -56,7 +57,7 @@ def linear(inputs: Tensor, weight: PerturbedWeight, biases: Sequence[Tensor | No
     rows, width = theta.shape
     if len(queries) > 1 and inputs.ndim == 1:
         raise NotJointError
-    parts = copies(inputs.reshape(-1, width), len(queries))
+    parts = copies(inputs.reshape(-1, width), weight.probe)
     whole = theta.numel() <= _WHOLE * chunk(theta.device)
     cast = torch.is_autocast_enabled(inputs.device.type)
     pieces = weight.pieces
@@ -70,7 +71,7 @@ def linear(inputs: Tensor, weight: PerturbedWeight, biases: Sequence[Tensor | No
         first, last = group[0][0] // width, group[-1][1] // width
         for part, matrix, bias, out in zip(parts, _perturbed(weight, group), biases, result, strict=True):
             columns = out[:, first:last]
-            offsets = None if bias is None else bias[first:last]
+            offsets = bias if bias is None or bias.numel() == 1 else bias[first:last]
             if cast:
                 columns.copy_(functional.linear(part, matrix, offsets))
             elif offsets is None:
@@ -106,7 +107,7 @@ def embedding(ids: Tensor, weight: PerturbedWeight) -> Tensor:
         NotJointError: If the first dimension is not the batch's.
     """
     queries, directions = weight.probe.queries, weight.probe.directions
-    parts = copies(ids, len(queries))
+    parts = copies(ids, weight.probe)
     found = [
         directions.perturbed_rows(weight.theta, weight.weight, part, query)
         for part, query in zip(parts, queries, strict=True)
@@ -130,6 +131,6 @@ def scale(activations: Tensor, vector: PerturbedWeight) -> Tensor:
     queries = vector.probe.queries
     if len(queries) == 1:
         return activations * vector.at(queries[0])
-    shape = copies(activations, len(queries))[0].shape
+    shape = copies(activations, vector.probe)[0].shape
     values = torch.stack([vector.at(query) for query in queries]).view(len(queries), *[1] * (len(shape) - 1), -1)
     return (activations.reshape(len(queries), *shape) * values).flatten(0, 1)
