@@ -13,7 +13,7 @@ from zolit import CurvZO, MeZO, NonFiniteLossError, ZerothOrder
 
 METHODS = {
     "mezo": lambda model, **options: MeZO(model, momentum=0.9, weight_decay=0.1, **options),
-    "curvzo": lambda model, **options: CurvZO(model, momentum=0.9, **options),
+    "curvzo": lambda model, **options: CurvZO(model, momentum=0.9, budget=1.0, **options),
     "parameters": lambda model, **options: CurvZO(model, blocks="parameter", **options),
 }
 

@@ -83,7 +83,8 @@ class _Runner:
 
     def _start(self) -> None:
         self._stepper = self.entrant.make()
-        self.step()
+        for _ in range(2):  # the first finds out how the model can be probed, the second whether probes can be joint
+            self.step()
 
     def step(self) -> None:
         self._stepper.step(lambda: self._workload.losses(self._stepper.copies))
