@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.probing.alike import assert_probed_alike
 from tests.tiny import layered, regression, same, seen_by, weights_of
 from zolit import CurvZO, MeZO, ZerothOrder
 from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
@@ -394,162 +395,7 @@ def test_a_model_that_mixes_examples_is_probed_singly() -> None:
     assert len(set(optimizer.last_step.losses)) == 2
 
 
-# --- layers below the lowest perturbed weight ------------------------------------------------------------------------
-
-
-class Stack(nn.Module):
-    """Counts how often each layer is computed."""
-
-    def __init__(self, tied: bool = False) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(20, 6)
-        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(4)])
-        self.norm = nn.LayerNorm(6)
-        self.head = nn.Linear(6, 20, bias=False)
-        if tied:
-            self.head.weight = self.embed.weight
-        self.counts = [0] * 4
-        for index, layer in enumerate(self.layers):
-            layer.forward = self._counting(index, layer.forward)
-
-    def _counting(self, index: int, forward: Any) -> Any:
-        def counted(hidden: Tensor) -> Tensor:
-            self.counts[index] += 1
-            return torch.tanh(forward(hidden)) + hidden
-
-        return counted
-
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden = self.embed(ids)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return self.head(self.norm(hidden))
-
-
-@pytest.mark.parametrize(
-    ("trainable", "counts"),
-    [
-        ("layers.2", [1, 1, 2, 2]),
-        ("norm", [1, 1, 1, 1]),
-        ("head", [1, 1, 1, 1]),
-        ("layers.0", [2, 2, 2, 2]),
-        ("embed", [2, 2, 2, 2]),
-        ("layers.3|norm", [1, 1, 1, 2]),
-    ],
-)
-def test_layers_below_the_lowest_perturbed_weight_run_once(trainable: str, counts: list[int]) -> None:
-    runs = []
-    for probing in ("streamed", "in_place"):
-        torch.manual_seed(0)
-        model, ids = Stack(), torch.arange(12).view(4, 3)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = any(name.startswith(part) for part in trainable.split("|"))
-        optimizer = MeZO(model, lr=1e-2, eps=1e-2, probing=probing)
-        parts = ids.split(2)  # two calls of the model in each closure
-
-        def closure(model: nn.Module = model, parts: Any = parts) -> Tensor:
-            return torch.cat([model(part).square().mean((1, 2)) for part in parts])
-
-        for step in range(3):
-            model.counts = [0] * 4
-            optimizer.step(closure)
-            # The first step finds out where weights are needed, the second proves the prefix.
-            if probing == "streamed" and step > 1:
-                assert model.counts == [2 * count for count in counts]
-        runs.append((optimizer.last_step.losses, weights_of(model)))
-        assert all("forward" in vars(layer) for layer in model.layers)
-    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
-
-
-def test_a_tied_head_has_no_prefix() -> None:
-    model, ids = Stack(tied=True), torch.arange(12).view(4, 3)
-    for parameter in model.layers.parameters():
-        parameter.requires_grad = False
-    optimizer = MeZO(model)
-    for _ in range(2):
-        model.counts = [0] * 4
-        optimizer.step(lambda: model(ids).square().mean())
-    assert model.counts == [2] * 4
-
-
-def test_a_prefix_is_not_used_on_other_inputs() -> None:
-    """A closure whose second call of the model depends on its first: each probe continues with its own token."""
-    runs = []
-    for probing in ("streamed", "in_place"):
-        torch.manual_seed(0)
-        model = Stack()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = name.startswith("head")
-        optimizer = MeZO(model, lr=0.0, eps=3.0, probing=probing)
-
-        def closure(model: nn.Module = model) -> Tensor:
-            token = model(torch.tensor([[1, 2]]))[:, -1].argmax(-1, keepdim=True)
-            return model(token).square().mean()
-
-        for _ in range(4):
-            optimizer.step(closure)
-        runs.append(optimizer.last_step.losses)
-    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
-
-
-def test_layers_with_something_in_between_all_run() -> None:
-    class Apart(Stack):
-        def forward(self, ids: Tensor) -> Tensor:
-            hidden = self.embed(ids)
-            for layer in self.layers:
-                hidden = layer(hidden) * 0.9
-            return self.head(self.norm(hidden))
-
-    model, ids = Apart(), torch.arange(12).view(4, 3)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith("head")
-    optimizer = MeZO(model)
-    for _ in range(2):
-        model.counts = [0] * 4
-        optimizer.step(lambda: model(ids).square().mean())
-    assert model.counts == [2, 2, 2, 2]
-
-
-def test_a_prefix_that_somebody_writes_to_is_computed_again() -> None:
-    class Writing(Stack):
-        def forward(self, ids: Tensor) -> Tensor:
-            hidden = self.embed(ids)
-            for layer in self.layers:
-                hidden = layer(hidden).mul_(1.5)
-            return self.head(self.norm(hidden))
-
-    runs = []
-    for probing in ("streamed", "in_place"):
-        torch.manual_seed(0)
-        model, ids = Writing(), torch.arange(12).view(4, 3)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = name.startswith(("layers.2", "layers.3"))
-        optimizer = MeZO(model, lr=0.0, eps=1e-1, probing=probing)
-        for _ in range(2):
-            optimizer.step(lambda: model(ids).square().mean())  # noqa: B023  # within this round
-        runs.append(optimizer.last_step.losses)
-    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
-
-
 # --- unusual models ---------------------------------------------------------------------------------------------------
-
-
-def assert_probed_alike(make: Callable[[], nn.Module], inputs: Tensor, trainable: str = "", **options: Any) -> None:
-    """Losses of three steps are those of weights that are moved."""
-    runs = []
-    for probing in ("streamed", "in_place"):
-        torch.manual_seed(0)
-        model = make().double()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = trainable in name
-        optimizer = MeZO(model, lr=0.0, eps=1e-1, probing=probing, **options)
-        losses = []
-        for _ in range(3):
-            optimizer.step(lambda: model(inputs).square().mean())  # noqa: B023  # within this round
-            losses += optimizer.last_step.losses
-        runs.append(losses)
-    assert runs[0] == pytest.approx(runs[1], rel=1e-10)
-    assert runs[0][0] != runs[0][1]
 
 
 class Expression(nn.Module):
@@ -581,49 +427,6 @@ class Expression(nn.Module):
 )
 def test_expressions_of_several_weights(compute: Callable[..., Tensor]) -> None:
     assert_probed_alike(lambda: Expression(compute), torch.randn(5, 6, dtype=torch.float64))
-
-
-class Layers(nn.Module):
-    """Four layers, run in a way of one's own."""
-
-    def __init__(self, run: Callable[..., Tensor], shared: str = "") -> None:
-        super().__init__()
-        layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
-        if shared == "inner":
-            for layer in layers:
-                layer[0] = layers[0][0]
-        if shared == "layer":
-            layers = [layers[0]] * 4
-        self.layers, self.run = nn.ModuleList(layers), run
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.run(self.layers, inputs)
-
-
-def plainly(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
-    for layer in layers:
-        hidden = layer(hidden)
-    return hidden
-
-
-def all_outputs(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
-    outputs = []
-    for layer in layers:
-        hidden = layer(hidden)
-        outputs.append(hidden)
-    return torch.stack(outputs).sum(0)
-
-
-@pytest.mark.parametrize("shared", ["inner", "layer"])
-def test_layers_that_share_weights_have_no_prefix(shared: str) -> None:
-    assert_probed_alike(lambda: Layers(plainly, shared), torch.randn(5, 6, dtype=torch.float64))
-
-
-@pytest.mark.filterwarnings("ignore:probing. layers below:UserWarning")
-def test_a_prefix_whose_outputs_are_used_elsewhere_is_given_up() -> None:
-    inputs = torch.randn(5, 6, dtype=torch.float64)
-    assert_probed_alike(lambda: Layers(all_outputs), inputs, trainable="layers.3")
-    assert_probed_alike(lambda: Layers(plainly), inputs, trainable="layers.3")
 
 
 def test_what_reads_memory_without_asking_is_found_out() -> None:

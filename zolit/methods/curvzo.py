@@ -59,7 +59,7 @@ class CurvZO(ZerothOrder):
         sampling: curvature, or uniform: the paper's ablation, π = B/n.
         directions: q; more than one averages over as many directions, at 2q forwards a step.
         perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
-        probing: streamed (the weights are never written), joint (two probes share a forward: faster on small batches,
+        probing: streamed (the weights are never written), joint (two probes share a forward: meant for small batches,
             twice the activations) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.
