@@ -20,7 +20,7 @@ quickstart: .venv/installed
 	$(RUN) zolit fit --config configs/quickstart.yaml
 
 test: lint
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n logical --maxprocesses 8
 
 lint: .venv/developing
 	$(RUN) ruff check .

@@ -58,7 +58,7 @@ CURVZO = [
 @pytest.mark.parametrize(
     ("method", "option", "options"),
     [(MeZO, *case) for case in BOTH] + [(CurvZO, *case) for case in BOTH + CURVZO],
-    ids=lambda part: getattr(part, "__name__", str(part)),
+    ids=lambda part: getattr(part, "__name__", None) or "-".join(part) if not isinstance(part, str) else part,
 )
 def test_out_of_range(method: Callable[..., ZerothOrder], option: str, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"\b{option}\b") as caught:
