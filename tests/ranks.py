@@ -1,6 +1,7 @@
 """Runs ``zolit`` with the arguments after a folder, and writes down what each rank saw: a script, not a test.
 
-Each rank saves ``rank<r>.pt`` in the folder: its weights, its losses, and the numels of its training steps' reductions.
+Each rank saves ``rank<r>.pt`` in the folder: its weights, its losses, and the numels of what its training steps give
+to reductions and gatherings.
 """
 
 import sys
@@ -18,11 +19,16 @@ def main(folder: Path) -> None:
     reduced: list[int] = []
     in_steps: list[int] = []
     losses: list[float] = []
-    all_reduce, training_step = dist.all_reduce, ZerothOrderModule.training_step
+    all_reduce, all_gather = dist.all_reduce, dist.all_gather
+    training_step = ZerothOrderModule.training_step
 
     def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         reduced.append(tensor.numel())
         return all_reduce(tensor, *args, **kwargs)
+
+    def counted_too(parts: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        reduced.append(tensor.numel())
+        return all_gather(parts, tensor, *args, **kwargs)
 
     def watched(self: ZerothOrderModule, batch: Any, batch_idx: int) -> Any:
         before = len(reduced)
@@ -31,7 +37,7 @@ def main(folder: Path) -> None:
         losses.append(outputs["zo"].loss)
         return outputs
 
-    dist.all_reduce = counted
+    dist.all_reduce, dist.all_gather = counted, counted_too
     ZerothOrderModule.training_step = watched
     cli = run(sys.argv[2:])
     assert cli.model.model is not None

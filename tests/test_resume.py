@@ -47,7 +47,14 @@ def steps(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, weights_only=True)["global_step"])
 
 
-@pytest.mark.parametrize("extra", [(), ("--model.optimizer.blocks=parameter", "--trainer.precision=bf16-true")])
+EXTRAS = [
+    (),
+    ("--model.optimizer.blocks=parameter", "--trainer.precision=bf16-true"),
+    ("--config=configs/method/per-example.yaml", "--model.optimizer.guided=true", "--trainer.precision=bf16-true"),
+]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=["curvzo", "curvzo, parameters, bf16", "per example, bf16"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, extra: tuple[str, ...]) -> None:
     whole = start(tmp_path / "whole", *extra)
     assert whole.wait() == 0, said(tmp_path / "whole").read_text()

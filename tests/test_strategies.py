@@ -56,6 +56,21 @@ def test_two_ranks_agree_to_the_bit_through_two_floats_a_step(tmp_path: Path, pr
             torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_two_ranks_draw_one_anothers_directions(tmp_path: Path, precision: str) -> None:
+    options = (f"--trainer.precision={precision}", "--config=configs/method/per-example.yaml")
+    first, second = fit(tmp_path / "two", 2, 8, *options)
+    assert first["losses"] == second["losses"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert first["in_steps"] == second["in_steps"] == [16, 8] * STEPS  # two losses of each example, and its name
+    if precision == "32-true":
+        (one,) = fit(tmp_path / "one", 1, 16, *options)
+        assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
+
+
 def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:
     first, second = fit(tmp_path / "ddp", 2, 8, "--trainer.strategy=ddp")
     assert first["strategy"] == "ReplicatedStrategy"

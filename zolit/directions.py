@@ -17,11 +17,15 @@ from zolit.blocks import Block, Weight
 from zolit.choice import Choice
 from zolit.hashing import mix
 from zolit.perturbation.base import Perturbation
+from zolit.perturbation.factors import Factors
 from zolit.scratch import Scratch
 
 
 class Directions:
     """Directions u_1 ... u_k over the chosen blocks of one step.
+
+    A direction is named by an integer: its index, or, where every example of a batch has a direction of its own, what
+    the example is called.
 
     Args:
         blocks: All n blocks, in the optimizer's order.
@@ -29,8 +33,12 @@ class Directions:
         perturbation: The law of z.
         seed: Base seed of the run.
         step: Index of the step.
-        count: The number k of directions.
+        count: The number k of directions, named 0 to k - 1.
         scratch: Where 16-bit weights are widened.
+
+    Attributes:
+        names: What the directions are called, shape (k,).
+        count: k.
     """
 
     def __init__(
@@ -43,12 +51,12 @@ class Directions:
         count: int,
         scratch: Scratch | None = None,
     ) -> None:
-        self.count = count
         self._choice = choice
+        self._blocks = len(blocks)
         self._perturbation = perturbation
-        perturbation.begin(mix(seed, step))
-        self._seeds = [mix(seed, step, direction) for direction in range(count)]
-        self._keys: dict[Weight, list[int]] = {}
+        self._seed = mix(seed, step)
+        perturbation.begin(self._seed)
+        self.rename(range(count))
         self._scratch = scratch or Scratch()
         self._corrections = choice.corrections.tolist()
         self._block_of = {
@@ -57,9 +65,16 @@ class Directions:
             if chosen
             for weight in blocks[index].weights
         }
-        device = blocks[0].weights[0].parameter.device
-        self._energies = torch.zeros(count, len(blocks), device=device) if choice.measure_energies else None
-        self._known = [[0.0] * len(blocks) for _ in range(count)]
+        self._device = blocks[0].weights[0].parameter.device
+
+    def rename(self, names: Sequence[int]) -> None:
+        """Has there be these directions instead of those that were."""
+        self.names = names
+        self.count = len(names)
+        self._seeds = [mix(name, onto=self._seed) for name in names]
+        self._keys: dict[Weight, list[int]] = {}
+        self._energies: Tensor | None = None
+        self._known = [[0.0] * self._blocks for _ in names]
 
     @property
     def weights(self) -> list[Weight]:
@@ -69,18 +84,33 @@ class Directions:
     @property
     def energies(self) -> Tensor:
         """‖u_b‖² of every direction over every block, shape (k, n), float64, on the CPU, as the update saw them."""
-        assert self._energies is not None
-        return self._energies.cpu().double() + torch.tensor(self._known, dtype=torch.float64)
+        return self._measured.cpu().double() + torch.tensor(self._known, dtype=torch.float64)
+
+    @property
+    def _measured(self) -> Tensor:
+        """What was added up on the device; what was known without is in ``_known``."""
+        if self._energies is None:
+            self._energies = torch.zeros(self.count, self._blocks, device=self._device)
+        return self._energies
 
     def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
         """Returns the (start, stop) of the pieces in which a weight's directions are drawn."""
         return self._perturbation.ranges(weight)
 
-    def _key(self, direction: int, weight: Weight) -> int:
+    def keys(self, weight: Weight) -> list[int]:
+        """Returns what each direction's draws for a weight are mixed from."""
         keys = self._keys.get(weight)
         if keys is None:
             keys = self._keys[weight] = [mix(seed, weight.key) for seed in self._seeds]
-        return keys[direction]
+        return keys
+
+    def factors(self, weight: Weight, first: int, stop: int) -> Factors | None:
+        """Returns directions first to stop - 1 of a chosen weight, where their law has them as factors, else None."""
+        return self._perturbation.factors(weight, self.keys(weight)[first:stop])
+
+    def guide(self, weight: Weight, first: int, stop: int, inputs: Tensor | None, mask: Tensor | None) -> None:
+        """Shows what directions first to stop - 1 of a weight are applied to; see ``Perturbation.guide``."""
+        self._perturbation.guide(weight, self.keys(weight)[first:stop], inputs, mask)
 
     def draw(
         self, direction: int, weight: Weight, start: int, stop: int, dtype: torch.dtype = torch.float32
@@ -98,7 +128,7 @@ class Directions:
             v, shape (stop - start,), float32 or of the type asked for, valid until the next draw, and a factor f: the
             piece is f·v.
         """
-        z, factor = self._perturbation.draw(weight, self._key(direction, weight), start, stop, dtype)
+        z, factor = self._perturbation.draw(weight, self.keys(weight)[direction], start, stop, dtype)
         mask = self._choice.mask
         return (z if mask is None else z * mask.indicator(weight, start, stop)), factor
 
@@ -178,14 +208,20 @@ class Directions:
         if block is None:
             return
         mask = self._choice.mask
+        factors = None if mask else self.factors(weight, 0, self.count)
+        if factors is not None:
+            if self._choice.measure_energies and start == 0:
+                self._measured[:, block] += factors.energies()
+            factors.add(piece, start, stop, [self._corrections[block] * coefficient for coefficient in coefficients])
+            return
         for direction, coefficient in enumerate(coefficients):
             u, factor = self.draw(direction, weight, start, stop)
-            if self._energies is not None:
+            if self._choice.measure_energies:
                 known = None
                 if mask is None:
-                    known = self._perturbation.energy(weight, self._key(direction, weight), start, stop)
+                    known = self._perturbation.energy(weight, self.keys(weight)[direction], start, stop)
                 if known is None:
-                    self._energies[direction, block] += factor**2 * torch.dot(u, u).to(self._energies.device)
+                    self._measured[direction, block] += factor**2 * torch.dot(u, u).to(self._device)
                 else:
                     self._known[direction][block] += known
             if mask is not None:

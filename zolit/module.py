@@ -24,7 +24,7 @@ from zolit.methods import MeZO
 from zolit.optimizer import ZerothOrder
 from zolit.pretrained import check_model_path, load_causal_lm
 from zolit.signals import deferred_signals
-from zolit.strategies import ReplicatedStrategy, mean_over_ranks
+from zolit.strategies import ReplicatedStrategy, gathered_from_ranks, mean_over_ranks
 from zolit.tasks import PromptBatch, micro_batches
 
 
@@ -124,7 +124,7 @@ class ZerothOrderModule(LightningModule):
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
         if self.trainer.world_size > 1:
-            optimizer.reduce = mean_over_ranks
+            optimizer.reduce, optimizer.gather = mean_over_ranks, gathered_from_ranks
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
@@ -176,7 +176,8 @@ class ZerothOrderModule(LightningModule):
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
         zo = self.zo
-        loss = optimizer.step(lambda: self._objective_of(parts, zo.copies))
+        named = {"examples": batch.indices.tolist()} if zo.individual else {}
+        loss = optimizer.step(lambda: self._objective_of(parts, zo.copies), **named)
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
             scheduler.step()
@@ -186,7 +187,7 @@ class ZerothOrderModule(LightningModule):
         self.log("zo/forward_passes", float(report.total_forward_passes))
         self.log("zo/learning_rate", report.learning_rate)
         self.log("zo/skipped_steps", float(report.skipped_steps))
-        for index, coefficient in enumerate(report.coefficients):
+        for index, coefficient in enumerate(() if zo.individual else report.coefficients):
             self.log(f"zo/projected_gradient/{index}", coefficient)
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
 

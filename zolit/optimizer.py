@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -65,6 +65,7 @@ class ZerothOrder(torch.optim.Optimizer):
         last_step: Report of the latest step; None before the first.
         reduce: Takes the losses of a call of ``evaluate``, shape (queries,), and returns their mean over all ranks; the
             identity unless somebody sets it.
+        gather: The same for what belongs to single examples, shape (..., batch): returns that of all ranks in a row.
 
     Raises:
         UserError: If a number is out of its range, or the model or its blocks will not do.
@@ -94,14 +95,15 @@ class ZerothOrder(torch.optim.Optimizer):
         self.eps = eps
         self.seed = seed
         self.selection = selection or Everything()
-        on_cpu = self._weights[0].parameter.device.type == "cpu"
-        self.perturbation = perturbation or (GaussianPool() if on_cpu else Gaussian())
+        self._device = self._weights[0].parameter.device
+        self.perturbation = perturbation or (GaussianPool() if self._device.type == "cpu" else Gaussian())
         self.prober = prober or Streamed()
         self.prober.bind(model, self._weights)
         self.estimator = estimator or SPSA()
         self.update = update or SGD()
         self.max_skipped = max_skipped
         self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
+        self.gather: Callable[[Tensor], Tensor] = lambda own: own
         self.last_step: StepReport | None = None
         self.selection.bind(self.blocks, seed)
         self._scratch = Scratch()
@@ -109,6 +111,11 @@ class ZerothOrder(torch.optim.Optimizer):
         self._forwards = 0
         self._skipped = 0
         self._skipped_in_a_row = 0
+
+    @property
+    def individual(self) -> bool:
+        """Whether every example has a direction of its own; ``step`` then asks what the examples are called."""
+        return not self.estimator.directions
 
     @property
     def copies(self) -> int:
@@ -120,7 +127,7 @@ class ZerothOrder(torch.optim.Optimizer):
         return self.prober.copies
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> float:  # type: ignore[override]  # a closure of tensors, and never None
+    def step(self, closure: Closure, examples: Sequence[int] | None = None) -> float:  # type: ignore[override]
         """Makes one step.
 
         A step with a loss that is NaN or infinite leaves the weights and the selection's knowledge alone.
@@ -129,6 +136,8 @@ class ZerothOrder(torch.optim.Optimizer):
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
                 called once per forward pass, always on the same batch, under ``torch.no_grad``. Probing jointly, see
                 ``copies``, makes a few forwards more before the first step.
+            examples: What the examples are called, where each has a direction of its own: example by example the same
+                in whatever order, batch or process they come. None names them by their places in the batch.
 
         Returns:
             The mean of the step's losses, over all ranks; the full story is in ``last_step``.
@@ -137,18 +146,22 @@ class ZerothOrder(torch.optim.Optimizer):
             NonFiniteLossError: If this is the ``max_skipped``-th step in a row with such a loss.
         """
         with deferred_signals():
-            return self._step(closure)
+            return self._step(closure, examples)
 
-    def _step(self, closure: Closure) -> float:
+    def _step(self, closure: Closure, examples: Sequence[int] | None) -> float:
         choice = self.selection.select(self._steps)
         directions = Directions(
             self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions, self._scratch
         )
         losses: list[float] = []
+        individual = self.individual
+        if individual and examples is not None:
+            directions.rename(examples)
 
         def evaluate(queries: Tensor) -> Tensor:
-            answer = self.reduce(self.prober.losses(closure, directions, queries)).cpu().double()
-            losses.extend(answer.tolist())
+            own = self.prober.losses(closure, directions, queries)
+            answer = (self.gather(own) if individual else self.reduce(own)).cpu().double()
+            losses.extend((answer.mean(1) if individual else answer).tolist())
             if not answer.isfinite().all():
                 raise _NotFinite
             return answer
@@ -156,6 +169,8 @@ class ZerothOrder(torch.optim.Optimizer):
         estimate: Estimate | None = None
         with suppress(_NotFinite):
             estimate = self.estimator.estimate(evaluate, self.eps)
+            if individual:
+                directions.rename(self.gather(torch.tensor(directions.names, device=self._device)).tolist())
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
         assert self.last_step is not None

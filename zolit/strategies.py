@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -17,6 +18,20 @@ def mean_over_ranks(losses: Tensor) -> Tensor:
     """
     dist.all_reduce(losses)
     return losses.div_(dist.get_world_size())
+
+
+def gathered_from_ranks(own: Tensor) -> Tensor:
+    """Returns what all ranks have for their examples, by one all-gather.
+
+    Args:
+        own: Shape (..., batch), the same on every rank.
+
+    Returns:
+        Shape (..., ranks·batch), the ranks' in a row.
+    """
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own.contiguous())
+    return torch.cat(parts, dim=-1)
 
 
 class ReplicatedStrategy(DDPStrategy):

@@ -77,7 +77,7 @@ def kinds(record: dict[str, Any]) -> dict[str, type]:
 
 
 def test_command(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench(f"--json={tmp_path / 'bench.json'}")
+    bench(f"--json={tmp_path / 'bench.json'}", "--precision=32-true,bf16-true")
     content = json.loads((tmp_path / "bench.json").read_text())
     assert kinds(content) == SETTING
     assert content["model"] == "model"

@@ -58,11 +58,16 @@ class Entrant:
         method: Its name.
         probing: How it probes.
         make: Makes what steps.
+        warmup: Steps before any is measured. With two, the first finds out how the model can be probed, the second
+            whether probes can be joint.
+        rounds: Takes part in so many rounds at most.
     """
 
     method: str
     probing: str
     make: Callable[[], Stepper]
+    warmup: int = 2
+    rounds: int | None = None
 
 
 class _Runner:
@@ -83,7 +88,7 @@ class _Runner:
 
     def _start(self) -> None:
         self._stepper = self.entrant.make()
-        for _ in range(2):  # the first finds out how the model can be probed, the second whether probes can be joint
+        for _ in range(self.entrant.warmup):
             self.step()
 
     def step(self) -> None:
@@ -108,8 +113,11 @@ class _Runner:
         self.parts = watch.seconds
 
     def cost(self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int) -> StepCost:
-        """Sums up: seconds of steps and of forwards, round by round; bytes of inference's peak and of the weights."""
-        ratios = [step / plain for step, plain in zip(steps, forwards, strict=True)]
+        """Sums up: seconds of steps and of forwards, round by round; bytes of inference's peak and of the weights.
+
+        Steps are of the first rounds where there are fewer of them.
+        """
+        ratios = [step / plain for step, plain in zip(steps, forwards, strict=False)]
         noise, arithmetic = self.parts["noise"], self.parts["arithmetic"]
         return StepCost(
             method=self.entrant.method,
@@ -153,19 +161,20 @@ def measure(
     for entrant in entrants:
         runners.append(_Runner(entrant, workload))
         advance("memory")
-    contest = [two_forwards, *(runner.step for runner in runners)]
-    rounds: list[list[float]] = []
-    wanted, start = FEWEST_ROUNDS, time.perf_counter()
-    while len(rounds) < wanted:
-        times = []
-        for call in contest:
-            times.append(seconds(workload.device, call))
-            advance(f"round {len(rounds) + 1} of {wanted}")
-        rounds.append(times)
-        if len(rounds) == 1:
+    forwards: list[float] = []
+    steps: list[list[float]] = [[] for _ in runners]
+    wanted = FEWEST_ROUNDS
+    while len(forwards) < wanted:
+        doing, start = f"round {len(forwards) + 1} of {wanted}", time.perf_counter()
+        forwards.append(seconds(workload.device, two_forwards))
+        advance(doing)
+        for runner, own in zip(runners, steps, strict=True):
+            if runner.entrant.rounds is None or len(own) < runner.entrant.rounds:
+                own.append(seconds(workload.device, runner.step))
+            advance(doing)
+        if len(forwards) == 2:  # the second has none in it who takes part in the first alone
             wanted = max(FEWEST_ROUNDS, round(budget / (time.perf_counter() - start)))
-            progress.update(bar, total=(1 + wanted) * len(contest))
-    forwards, *steps = zip(*rounds, strict=True)
+            progress.update(bar, total=(1 + wanted) * (1 + len(runners)))
     weights = workload.weight_bytes
     costs = [runner.cost(own, forwards, inference, weights) for runner, own in zip(runners, steps, strict=True)]
-    return Measurement(precision, len(rounds), median(forwards), inference, weights, costs)
+    return Measurement(precision, len(forwards), median(forwards), inference, weights, costs)

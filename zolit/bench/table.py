@@ -19,7 +19,7 @@ def show(console: Console, setting: Setting, measurement: Measurement) -> None:
         f"batch of {setting.batch} x {setting.tokens} tokens\n"
         f"{setting.device}, torch {setting.torch}, threads: {setting.threads}\n"
         f"time, and its parts beside the forwards: in units of two plain forwards ({unit:.3g} s), median of "
-        f"{measurement.rounds} rounds\n"
+        f"{measurement.rounds} rounds (four-pass: one)\n"
         f"memory: in units of a plain forward's peak ({measurement.inference_peak_bytes / _MIB:.4g} MiB)",
         highlight=False,
     )

@@ -29,7 +29,9 @@ class Estimator(ABC):
     """Asks for losses and answers with coefficients.
 
     Attributes:
-        directions: The number k of directions that it asks along.
+        directions: The number k of directions that it asks along; 0 where every example has a direction of its own. C
+            is then of shape (queries, 1): example i sees θ + C[q, 0]·uᵢ, answers are of shape (queries, batch), and so
+            k is the number of examples.
     """
 
     directions: int

@@ -2,5 +2,6 @@
 
 from zolit.methods.curvzo import CurvZO
 from zolit.methods.mezo import MeZO
+from zolit.methods.per_example import PerExample
 
-__all__ = ["CurvZO", "MeZO"]
+__all__ = ["CurvZO", "MeZO", "PerExample"]

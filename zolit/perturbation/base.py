@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zolit.blocks import Weight
+from zolit.perturbation.factors import Factors
 from zolit.scratch import chunk
 
 _ROWS = 64
@@ -56,6 +57,20 @@ class Perturbation(ABC):
 
     def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
         """Returns ‖f·z‖² of a piece where the law knows it without going through it, else None."""
+        return None
+
+    def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, mask: Tensor | None) -> None:
+        """Shows a law the activations that directions are about to be applied to, one direction to each example.
+
+        Args:
+            weight: A matrix.
+            keys: What names each example's direction.
+            inputs: Shape (examples, tokens, d); None where rows of the weight are looked up or it is a vector.
+            mask: 0 on padding, else 1, shape (examples, tokens), of the model's input; None where it has none.
+        """
+
+    def factors(self, weight: Weight, keys: Sequence[int]) -> Factors | None:
+        """Returns the directions of a weight that several keys name, where the law has them as factors, else None."""
         return None
 
     @abstractmethod

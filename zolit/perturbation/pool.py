@@ -15,7 +15,8 @@ from zolit.perturbation.gaussian import box_muller, hashed
 from zolit.scratch import CHUNK, Generators, chunk
 
 _PURPOSE = name_key("pool")
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Windows of a pool begin at multiples of this."""
 
 
 class GaussianPool(Perturbation):
@@ -39,7 +40,7 @@ class GaussianPool(Perturbation):
         require(chunks >= 2, f"chunks: a pool needs at least 2, not {chunks}")
         self._chunks = chunks
         self._key = 0
-        self._pools: dict[tuple[torch.device, torch.dtype], _Pool] = {}
+        self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
         self._cuts: dict[tuple[int, int, int], _Cut] = {}
 
     def begin(self, key: int) -> None:
@@ -55,11 +56,11 @@ class GaussianPool(Perturbation):
             kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
             pool = self._pools.get(kind)
             if pool is None:
-                pool = self._pools[kind] = _Pool(self._chunks * chunk(device), *kind)
+                pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind)
             if pool.key != self._key:
                 pool.refill(self._key)
             draw, numel = mix(key, start), stop - start
-            offset = (draw >> 1) % ((pool.wide.numel() - numel) // _ALIGNMENT + 1) * _ALIGNMENT
+            offset = (draw >> 1) % ((pool.wide.numel() - numel) // ALIGNMENT + 1) * ALIGNMENT
             wide, narrow = pool.wide[offset : offset + numel], pool.narrow[offset : offset + numel]
             cut = self._cuts[key, start, stop] = _Cut(wide, narrow, 1.0 if draw & 1 else -1.0, pool, offset)
         return cut
@@ -89,12 +90,17 @@ class _Cut(NamedTuple):
     wide: Tensor
     narrow: Tensor
     sign: float
-    pool: _Pool
+    pool: Pool
     offset: int
 
 
-class _Pool:
+class Pool:
     """Numbers for the weights of one device and type, scaled to mean square 1.
+
+    Args:
+        numel: How many; on a CPU a multiple of 2^19.
+        device: Where.
+        dtype: What the weights' type is.
 
     Attributes:
         key: What they were drawn for.
@@ -110,6 +116,7 @@ class _Pool:
         self._sums: list[float] = []
 
     def refill(self, key: int) -> None:
+        """Draws all numbers anew."""
         self.key = key
         if self.wide.device.type == "cpu":
             for index, part in enumerate(torch.chunk(self.wide, self.wide.numel() // CHUNK)):
@@ -125,11 +132,12 @@ class _Pool:
     def energy(self, start: int, stop: int) -> float:
         """Returns the sum of squares from a multiple of 64 on."""
         if not self._sums:
-            squares = self.wide.view(-1, _ALIGNMENT).square().sum(1).double()
+            squares = self.wide.view(-1, ALIGNMENT).square().sum(1).double()
             self._sums = [0.0, *squares.cumsum(0).tolist()]
-        whole = stop - (stop - start) % _ALIGNMENT
+        whole = stop - (stop - start) % ALIGNMENT
         rest = self.wide[whole:stop]
-        return self._sums[whole // _ALIGNMENT] - self._sums[start // _ALIGNMENT] + float(rest.dot(rest))
+        return self._sums[whole // ALIGNMENT] - self._sums[start // ALIGNMENT] + float(rest.dot(rest))
 
     def bytes(self) -> int:
+        """Returns the bytes held."""
         return self.wide.nbytes + (self.narrow.nbytes if self.narrow is not self.wide else 0)

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 from zolit.errors import require_one_of
 from zolit.probing.base import Closure, Prober
 from zolit.probing.in_place import InPlace
+from zolit.probing.individual import Individual
 from zolit.probing.streamed import Streamed
 
-__all__ = ["Closure", "InPlace", "Prober", "Probing", "Streamed", "prober_for"]
+__all__ = ["Closure", "InPlace", "Individual", "Prober", "Probing", "Streamed", "prober_for"]
 
 Probing = Literal["streamed", "joint", "in_place"]
 """How losses at perturbed weights are obtained:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,16 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zolit.blocks import Weight
 from zolit.directions import Directions
 from zolit.probing.products import NotJointError, Query, copies, embedding, linear, scale
+from zolit.probing.views import WeightView
 from zolit.scratch import Scratch, chunk
-
-# What a weight is asked about itself; the answers are those of θ.
-_DESCRIPTIONS = {"device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize", "layout"}
-_DESCRIPTIONS |= {"nbytes", "ndim", "requires_grad", "shape"}
-_DESCRIBE = {Tensor.dim, Tensor.element_size, Tensor.is_contiguous, Tensor.is_floating_point, Tensor.numel, Tensor.size}
-_DESCRIBE |= {Tensor.stride, Tensor.__len__}
 
 
 class Probe:
@@ -41,7 +34,7 @@ class Probe:
         self.examples = 1
 
 
-class PerturbedWeight(Tensor):
+class PerturbedWeight(WeightView):
     """Stands where a module looks for a weight, and computes with θ + Σ cᵢuᵢ.
 
     ``linear`` perturbs a matrix in a buffer that is used again, a large one piece by piece; ``embedding`` perturbs the
@@ -50,20 +43,8 @@ class PerturbedWeight(Tensor):
     own.
     """
 
-    _is_param = True  # what makes isinstance(weight, nn.Parameter) true
-    weight: Weight
-    theta: Tensor
     probe: Probe
-    _pieces: Sequence[tuple[int, int, Tensor]]
-
-    @staticmethod
-    def of(weight: Weight, probe: Probe) -> PerturbedWeight:
-        """Makes the perturbed view of a weight."""
-        theta = weight.parameter.data
-        # NaN, not θ, for whatever reads memory without asking: the forward that is checked will show it.
-        view = theta.new_full((), math.nan).expand(theta.shape).as_subclass(PerturbedWeight)
-        view.weight, view.theta, view.probe, view._pieces = weight, theta, probe, ()
-        return view
+    _pieces: Sequence[tuple[int, int, Tensor]] = ()
 
     @property
     def row(self) -> int:
@@ -90,35 +71,26 @@ class PerturbedWeight(Tensor):
         return values
 
     @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def compute(cls, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Computes with θ + Σ cᵢuᵢ."""
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in _DESCRIBE or getattr(getattr(func, "__self__", None), "__name__", "") in _DESCRIPTIONS:
-                return func(args[0].theta, *args[1:], **kwargs)
-            if func is Tensor.__deepcopy__:
-                msg = "a model cannot be copied amid a probe, its weights are perturbed; copy it between two steps"
-                raise RuntimeError(msg)
-            weight = args[1] if len(args) > 1 and not isinstance(args[0], cls) else None
-            if isinstance(weight, PerturbedWeight) and weight.row:
-                if func is functional.linear:
-                    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-                    biases = [bias.at(q) if isinstance(bias, cls) else bias for q in weight.probe.queries]
-                    return linear(args[0], weight, biases)
-                if func is functional.embedding and kwargs.get("max_norm") is None:
-                    return embedding(args[0], weight)
-            if func is Tensor.mul and all(isinstance(factor, Tensor) for factor in args):
-                activations, vector = args if isinstance(args[1], cls) else args[::-1]
-                if vector.ndim == 1 and activations.ndim > 1 and not isinstance(activations, cls):
-                    return scale(activations, vector)
-            weights: list[PerturbedWeight] = []
-            _replace((args, kwargs), lambda tensor: weights.append(tensor) if isinstance(tensor, cls) else None)
-            probe = weights[0].probe
-            if len(probe.queries) == 1:
-                return _compute(func, args, kwargs, probe.queries[0])
-            return _each_copy(func, args, kwargs, probe)
+        weight = args[1] if len(args) > 1 and not isinstance(args[0], cls) else None
+        if isinstance(weight, PerturbedWeight) and weight.row:
+            if func is functional.linear:
+                bias = args[2] if len(args) > 2 else kwargs.get("bias")
+                biases = [bias.at(q) if isinstance(bias, cls) else bias for q in weight.probe.queries]
+                return linear(args[0], weight, biases)
+            if func is functional.embedding and kwargs.get("max_norm") is None:
+                return embedding(args[0], weight)
+        if func is Tensor.mul and all(isinstance(factor, Tensor) for factor in args):
+            activations, vector = args if isinstance(args[1], cls) else args[::-1]
+            if vector.ndim == 1 and activations.ndim > 1 and not isinstance(activations, cls):
+                return scale(activations, vector)
+        weights: list[PerturbedWeight] = []
+        _replace((args, kwargs), lambda tensor: weights.append(tensor) if isinstance(tensor, cls) else None)
+        probe = weights[0].probe
+        if len(probe.queries) == 1:
+            return _compute(func, args, kwargs, probe.queries[0])
+        return _each_copy(func, args, kwargs, probe)
 
 
 def _replace(value: Any, change: Callable[[Tensor], Any]) -> Any:

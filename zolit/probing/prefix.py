@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zolit.blocks import Weight
-
-Places = Mapping[Weight, Sequence[tuple[nn.Module, str]]]
-"""Where each weight is an attribute: the module and the attribute's name."""
+from zolit.probing.views import Places
 
 
 class _Call(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,8 +16,8 @@ from zolit.probing.in_place import InPlace
 from zolit.probing.perturbed import PerturbedWeight, Probe
 from zolit.probing.prefix import Prefix
 from zolit.probing.products import Query
+from zolit.probing.views import find_places, hidden, placed
 from zolit.scratch import Scratch
-from zolit.signals import deferred_signals
 
 
 class _EscapedError(Exception):
@@ -60,12 +59,7 @@ class Streamed(Prober):
 
     def bind(self, model: nn.Module, weights: Sequence[Weight]) -> None:
         """Finds the attributes under which modules look for weights; see the base class."""
-        wanted = {id(weight.parameter): weight for weight in weights}
-        self._places: dict[Weight, list[tuple[nn.Module, str]]] = {weight: [] for weight in weights}
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if id(parameter) in wanted:
-                    self._places[wanted[id(parameter)]].append((module, name))
+        self._places = find_places(model, weights)
         self._prefix = Prefix(model, self._places)
 
     def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
@@ -130,16 +124,8 @@ class Streamed(Prober):
     def _perturbed(self, directions: Directions) -> Iterator[Probe]:
         """Puts perturbed weights where modules look for the chosen ones."""
         probe = Probe(directions, self._scratch)
-        # An attribute in a module's __dict__ is found before its entry in _parameters, which stays as it is.
-        places = [(place, PerturbedWeight.of(w, probe)) for w in directions.weights for place in self._places[w]]
-        try:
-            for (module, name), view in places:
-                module.__dict__[name] = view
+        with placed([PerturbedWeight.of(weight, probe) for weight in directions.weights], self._places):
             yield probe
-        finally:
-            with deferred_signals(interrupts=True):
-                for (module, name), _ in places:
-                    module.__dict__.pop(name, None)
 
     def _try(self, closure: Closure, probe: Probe, query: Query, weights: list[Weight]) -> Tensor:
         """Makes a forward while θ of these weights is hidden.
@@ -149,7 +135,7 @@ class Streamed(Prober):
         """
         learning = nullcontext() if self._trusted else self._prefix.learning()
         try:
-            with _hidden(weights), learning:
+            with hidden(weights), learning:
                 losses = self._forward(closure, probe, [query])
         except torch.OutOfMemoryError:
             raise
@@ -205,17 +191,3 @@ class Streamed(Prober):
         """Returns the bytes of the buffers that matrices are perturbed in."""
         held = sum(scratch.bytes() for scratch in self._scratch.values())
         return held + (self._fallback.scratch_bytes() if self._fallback else 0)
-
-
-@contextmanager
-def _hidden(weights: Sequence[Weight]) -> Iterator[None]:
-    """Has parameters read as NaN, without writing to them."""
-    thetas = [weight.parameter.data for weight in weights]
-    try:
-        for weight, theta in zip(weights, thetas, strict=True):
-            weight.parameter.data = theta.new_full((), math.nan).expand(theta.shape)
-        yield
-    finally:
-        with deferred_signals(interrupts=True):
-            for weight, theta in zip(weights, thetas, strict=True):
-                weight.parameter.data = theta

@@ -20,19 +20,21 @@ class PromptBatch(NamedTuple):
         attention_mask: 0 on padding, else 1, shape (batch, tokens), int64.
         labels: Index of the right answer in ``candidates``, shape (batch,), int64.
         candidates: First token of every label word, shape (classes,), int64; the same for all examples.
+        indices: Where each example stands in its dataset, shape (batch,), int64.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     candidates: Tensor
+    indices: Tensor
 
     def repeated(self, copies: int) -> PromptBatch:
         """Returns the batch so many times in a row, shape (copies·batch, ...)."""
         if copies == 1:
             return self
         inputs, mask = self.input_ids.repeat(copies, 1), self.attention_mask.repeat(copies, 1)
-        return PromptBatch(inputs, mask, self.labels.repeat(copies), self.candidates)
+        return PromptBatch(inputs, mask, self.labels.repeat(copies), self.candidates, self.indices.repeat(copies))
 
 
 class EncodedPrompts(Dataset[PromptBatch]):
@@ -64,6 +66,7 @@ class EncodedPrompts(Dataset[PromptBatch]):
             pad_sequence(masks, batch_first=True, padding_side="left"),
             self.labels[indices],
             self.candidates,
+            torch.tensor(indices),
         )
 
 
@@ -88,5 +91,9 @@ def micro_batches(batch: PromptBatch, size: int | None) -> Iterator[PromptBatch]
         rows = slice(start, start + size)
         columns = slice(width - max(lengths[rows]), width)
         yield PromptBatch(
-            batch.input_ids[rows, columns], batch.attention_mask[rows, columns], batch.labels[rows], batch.candidates
+            batch.input_ids[rows, columns],
+            batch.attention_mask[rows, columns],
+            batch.labels[rows],
+            batch.candidates,
+            batch.indices[rows],
         )
