@@ -10,7 +10,7 @@ from torch import Tensor
 from zolit.blocks import Weight
 from zolit.hashing import mix, name_key
 from zolit.perturbation.factors import Factors
-from zolit.perturbation.low_rank import LowRank, windows
+from zolit.perturbation.low_rank import Cut, LowRank, offsets, windows
 
 _TOKENS = name_key("tokens")
 
@@ -50,9 +50,9 @@ class ActivationGuided(LowRank):
         assert inputs is not None
         tokens = inputs.shape[1]
         directions = torch.nn.functional.normalize(inputs.float(), dim=2)
-        pool = self._pool(weight).narrow
-        draws = [mix(key, _TOKENS, part) for key in keys for part in range(self.rank)]
-        shares = windows(pool, draws, tokens).float().view(len(keys), self.rank, tokens)
+        half, _ = self._pool(weight).narrow.chunk(2)
+        places = offsets([mix(_TOKENS, part, onto=key) for key in keys for part in range(self.rank)], half)
+        shares = windows(half, places, tokens).float().view(len(keys), self.rank, tokens)
         if mask is not None and mask.shape == inputs.shape[:2]:
             places = (mask.cumsum(1) - 1).clamp_(min=0).unsqueeze(1).expand_as(shares)
             shares = shares.gather(2, places) * mask.unsqueeze(1)
@@ -61,8 +61,8 @@ class ActivationGuided(LowRank):
             self._inputs.setdefault(key, own)
         self._last = None
 
-    def _cut(self, weight: Weight, keys: Sequence[int]) -> Factors:
-        factors = super()._cut(weight, keys)
+    def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
+        factors = super()._made(weight, keys, cut)
         if all(key in self._inputs for key in keys):
             return factors._replace(inputs=torch.stack([self._inputs[key] for key in keys]))
         return factors

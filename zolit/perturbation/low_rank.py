@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,38 +42,43 @@ class LowRank(Perturbation):
         self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
         self._scratch = Scratch()
         self._last: tuple[Weight, tuple[int, ...]] | None = None
+        self._cuts: dict[tuple[Weight, tuple[int, ...]], Cut] = {}
 
     def begin(self, key: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
         self._key = mix(key, _PURPOSE)
         self._last = None
+        self._cuts.clear()
 
     def factors(self, weight: Weight, keys: Sequence[int]) -> Factors:
         """Cuts the factors of several directions of a weight out of the pool; see the base class."""
         name = (weight, tuple(keys))
         if self._last != name:
-            self._last, self._factors = name, self._cut(weight, keys)
+            cut = self._cuts.get(name)
+            if cut is None:
+                cut = self._cuts[name] = self._place(weight, keys)
+            self._last, self._factors = name, self._made(weight, keys, cut)
         return self._factors
 
-    def _cut(self, weight: Weight, keys: Sequence[int]) -> Factors:
+    def _place(self, weight: Weight, keys: Sequence[int]) -> Cut:
+        """Hashes where the factors of a weight begin in the pool."""
         theta = weight.parameter
-        rows = theta.shape[0] if theta.ndim > 1 else theta.numel()
-        width = theta.numel() // rows
-        rank = self.rank if width > 1 else 1
-        pool = self._pool(weight)
-        half = pool.narrow.numel() // 2
-        draws = [[mix(key, part) for part in range(rank)] for key in keys]
-        signs = torch.tensor([[1.0 if draw & 1 else -1.0 for draw in row] for row in draws])
-        outputs = windows(pool.narrow[:half], [draw >> 1 & 0x7FFFFFFF for row in draws for draw in row], rows)
-        if width > 1:
-            inputs = windows(pool.narrow[half:], [draw >> 32 for row in draws for draw in row], width)
-        else:
-            inputs = outputs.new_ones(len(keys), 1)
-        return Factors(
-            outputs.view(len(keys), rank, rows),
-            inputs.view(len(keys), rank, width),
+        rank = self.rank if theta.ndim > 1 else 1
+        draws = [mix(part, onto=key) for key in keys for part in range(rank)]
+        half, _ = self._pool(weight).narrow.chunk(2)
+        signs = torch.tensor([1.0 if draw & 1 else -1.0 for draw in draws]).view(len(keys), rank)
+        return Cut(
+            offsets([draw >> 1 & 0x7FFFFFFF for draw in draws], half),
+            offsets([draw >> 32 for draw in draws], half),
             signs.mul_(rank**-0.5).to(theta.device, non_blocking=True),
         )
+
+    def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
+        theta, (first, second) = weight.parameter, self._pool(weight).narrow.chunk(2)
+        outputs = windows(first, cut.outputs, theta.shape[0])
+        inputs = windows(second, cut.inputs, theta[0].numel()) if theta.ndim > 1 else outputs.new_ones(len(keys), 1)
+        shape = cut.scales.shape
+        return Factors(outputs.view(*shape, -1), inputs.view(*shape, -1), cut.scales)
 
     def _pool(self, weight: Weight) -> Pool:
         device, dtype = weight.parameter.device, weight.parameter.dtype
@@ -97,14 +103,30 @@ class LowRank(Perturbation):
         return self._scratch.bytes() + sum(pool.bytes() for pool in self._pools.values())
 
 
-def windows(pool: Tensor, draws: Sequence[int], length: int) -> Tensor:
-    """Copies windows of a pool, shape (draws, length); where they begin, in its first half, does not depend on length.
+class Cut(NamedTuple):
+    """Where the windows of a weight's a and b begin, shape (k·r,) each, and the factors' scales, shape (k, r)."""
+
+    outputs: Tensor
+    inputs: Tensor
+    scales: Tensor
+
+
+def offsets(draws: Sequence[int], half: Tensor) -> Tensor:
+    """Hashes where windows of half a pool begin: in its first half, so that it does not depend on their length.
+
+    Returns:
+        In units of ``ALIGNMENT``, shape (draws,), int64, on the pool's device.
+    """
+    places = half.numel() // 2 // ALIGNMENT
+    return torch.tensor([draw % places for draw in draws]).to(half.device, non_blocking=True)
+
+
+def windows(half: Tensor, places: Tensor, length: int) -> Tensor:
+    """Copies windows of half a pool, shape (draws, length).
 
     Raises:
-        UserError: If they are longer than the other half.
+        UserError: If they are longer than half of that.
     """
-    half = pool.numel() // 2
-    require(length <= half, f"perturbation: a side of {length} is more than the {half} that low-rank directions allow")
-    offsets = torch.tensor([draw % (half // ALIGNMENT) for draw in draws])
-    view = pool.as_strided((half // ALIGNMENT, length), (ALIGNMENT, 1), pool.storage_offset())
-    return view.index_select(0, offsets.to(pool.device, non_blocking=True))
+    most = half.numel() // 2
+    require(length <= most, f"perturbation: a side of {length} is more than the {most} that low-rank directions allow")
+    return half.as_strided((most // ALIGNMENT, length), (ALIGNMENT, 1)).index_select(0, places)

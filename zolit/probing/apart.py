@@ -152,15 +152,16 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     view = weight if isinstance(weight, ExampleView) else bias
     assert isinstance(view, ExampleView)
     probe, flat = view.probe, view.probe.rows(inputs, view, "linear")
-    result = functional.linear(inputs, _theta(weight), None if isinstance(bias, ExampleView) else bias)
-    out = result.view(probe.examples, -1, result.shape[-1])
+    # Of two dimensions: with three, torch would repeat a matrix that requires no gradient for every example.
+    rows = functional.linear(flat.flatten(0, 1), _theta(weight), None if isinstance(bias, ExampleView) else bias)
+    out = rows.view(probe.examples, -1, rows.shape[-1])
     if isinstance(weight, ExampleView):
         factors = probe.factors(weight, flat)
         shares = flat.to(out.dtype) @ factors.inputs.mT.to(out.dtype)
         out.baddbmm_(shares.mul_(factors.scales.unsqueeze(1)), factors.outputs.to(out.dtype))
     if isinstance(bias, ExampleView):
         out.add_(probe.vectors(bias).unsqueeze(1))
-    return result
+    return out.view(*inputs.shape[:-1], -1)
 
 
 def embedding(ids: Tensor, weight: ExampleView) -> Tensor:
