@@ -18,6 +18,12 @@ STEPS = 20
 
 def fit(folder: Path, devices: int, batch_size: int, *args: str) -> list[dict[str, Any]]:
     """Runs a fit and returns what each rank saved."""
+    done = start(folder, devices, batch_size, *args)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+def start(folder: Path, devices: int, batch_size: int, *args: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
     command = [
         sys.executable,
@@ -35,9 +41,7 @@ def fit(folder: Path, devices: int, batch_size: int, *args: str) -> list[dict[st
     ]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "callbacks")])
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
@@ -69,6 +73,13 @@ def test_two_ranks_draw_one_anothers_directions(tmp_path: Path, precision: str) 
         assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
         for name, weight in one["weights"].items():
             torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_guided_directions_are_refused_on_several_ranks(tmp_path: Path) -> None:
+    options = ("--config=configs/method/per-example.yaml", "--model.optimizer.guided=true")
+    done = start(tmp_path / "guided", 2, 8, *options)
+    assert done.returncode != 0
+    assert "model.optimizer.guided: directions that come from a rank's own activations" in done.stderr
 
 
 def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Directions:
     def _measured(self) -> Tensor:
         """What was added up on the device; what was known without is in ``_known``."""
         if self._energies is None:
-            self._energies = torch.zeros(self.count, self._blocks, device=self._device)
+            self._energies = torch.zeros(self.count, self._blocks, dtype=torch.float32, device=self._device)
         return self._energies
 
     def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:

@@ -22,6 +22,7 @@ from typing_extensions import override
 from zolit.errors import require
 from zolit.methods import MeZO
 from zolit.optimizer import ZerothOrder
+from zolit.perturbation import ActivationGuided
 from zolit.pretrained import check_model_path, load_causal_lm
 from zolit.signals import deferred_signals
 from zolit.strategies import ReplicatedStrategy, gathered_from_ranks, mean_over_ranks
@@ -124,6 +125,11 @@ class ZerothOrderModule(LightningModule):
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
         if self.trainer.world_size > 1:
+            require(
+                not isinstance(optimizer.perturbation, ActivationGuided),
+                "model.optimizer.guided: directions that come from a rank's own activations cannot be drawn by the "
+                "others; take guided: false, or one device",
+            )
             optimizer.reduce, optimizer.gather = mean_over_ranks, gathered_from_ranks
         if self._make_scheduler is None:
             return optimizer

@@ -65,7 +65,8 @@ class ZerothOrder(torch.optim.Optimizer):
         last_step: Report of the latest step; None before the first.
         reduce: Takes the losses of a call of ``evaluate``, shape (queries,), and returns their mean over all ranks; the
             identity unless somebody sets it.
-        gather: The same for what belongs to single examples, shape (..., batch): returns that of all ranks in a row.
+        gather: Takes what belongs to single examples, shape (..., batch), and returns that of all ranks in a row; None
+            where there are no others.
 
     Raises:
         UserError: If a number is out of its range, or the model or its blocks will not do.
@@ -103,7 +104,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.update = update or SGD()
         self.max_skipped = max_skipped
         self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
-        self.gather: Callable[[Tensor], Tensor] = lambda own: own
+        self.gather: Callable[[Tensor], Tensor] | None = None
         self.last_step: StepReport | None = None
         self.selection.bind(self.blocks, seed)
         self._scratch = Scratch()
@@ -145,6 +146,11 @@ class ZerothOrder(torch.optim.Optimizer):
         Raises:
             NonFiniteLossError: If this is the ``max_skipped``-th step in a row with such a loss.
         """
+        require(
+            examples is not None or self.gather is None or not self.individual,
+            "step: on several processes examples need names (examples=...), or those of one rank would share the "
+            "directions of another's",
+        )
         with deferred_signals():
             return self._step(closure, examples)
 
@@ -154,14 +160,13 @@ class ZerothOrder(torch.optim.Optimizer):
             self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions, self._scratch
         )
         losses: list[float] = []
-        individual = self.individual
-        if individual and examples is not None:
+        if self.individual and examples is not None:
             directions.rename(examples)
 
         def evaluate(queries: Tensor) -> Tensor:
             own = self.prober.losses(closure, directions, queries)
-            answer = (self.gather(own) if individual else self.reduce(own)).cpu().double()
-            losses.extend((answer.mean(1) if individual else answer).tolist())
+            answer = (self._gathered(own) if self.individual else self.reduce(own)).cpu().double()
+            losses.extend((answer.mean(1) if self.individual else answer).tolist())
             if not answer.isfinite().all():
                 raise _NotFinite
             return answer
@@ -169,14 +174,17 @@ class ZerothOrder(torch.optim.Optimizer):
         estimate: Estimate | None = None
         with suppress(_NotFinite):
             estimate = self.estimator.estimate(evaluate, self.eps)
-            if individual:
-                directions.rename(self.gather(torch.tensor(directions.names, device=self._device)).tolist())
+            if self.individual:
+                directions.rename(self._gathered(torch.tensor(directions.names, device=self._device)).tolist())
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
         assert self.last_step is not None
         if estimate is None:
             self._complain(losses)
         return self.last_step.loss
+
+    def _gathered(self, own: Tensor) -> Tensor:
+        return own if self.gather is None else self.gather(own)
 
     def _move(self, choice: Choice, directions: Directions, estimate: Estimate | None, losses: list[float]) -> None:
         """Updates the weights and reports; a step without an estimate is skipped."""

@@ -111,17 +111,26 @@ def test_command(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_every_way_of_probing(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     bench(
-        "--methods=mezo", "--precision=32-true", "--probing=joint,in_place", "--perturbation=gaussian", f"--json={path}"
+        "--methods=mezo,perexample",
+        "--precision=32-true",
+        "--probing=joint,in_place",
+        "--perturbation=gaussian",
+        f"--json={path}",
     )
     (measurement,) = json.loads(path.read_text())["measurements"]
     rows = [(step["method"], step["probing"], step["forward_passes"]) for step in measurement["steps"]]
-    assert rows == [("mezo", "joint", 2), ("mezo", "in_place", 2), ("four-pass", "in_place", 2)]
+    assert rows == [
+        ("mezo", "joint", 2),
+        ("mezo", "in_place", 2),
+        ("perexample", "individual", 2),
+        ("four-pass", "in_place", 2),
+    ]
 
 
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--methods=mezo,adam", "methods: 'adam' is none of curvzo, mezo"),
+        ("--methods=mezo,adam", "methods: 'adam' is none of curvzo, mezo, perexample"),
         ("--precision=64-true", "precision: '64-true' is none of 32-true, bf16-true"),
         ("--probing=", "probing: '' is none of streamed, joint, in_place"),
         ("--tokens=1000", "tokens: the model has places for 128 tokens, not for 1000"),

@@ -76,6 +76,17 @@ def test_same_seed_same_run(make: Callable[..., ZerothOrder], dtype: torch.dtype
     assert runs[0][1].last_step.losses == runs[1][1].last_step.losses
 
 
+def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
+    """Under bf16-true, Lightning makes bfloat16 torch's default type."""
+    model, _ = trained(make, 5, torch.bfloat16)
+    other = layered(torch.bfloat16)
+    optimizer, closure = make(other, lr=1e-3), regression(other)
+    torch.set_default_dtype(torch.bfloat16)
+    for _ in range(5):
+        optimizer.step(closure)
+    assert same(weights_of(model), weights_of(other))
+
+
 def test_order_of_parameters_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
     """Draws and samples are the same bit for bit; sums over blocks, in π, may be rounded otherwise."""
     first, optimizer = trained(make, 10)

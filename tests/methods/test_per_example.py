@@ -81,7 +81,7 @@ def test_variance_against_mezo(aligned: bool) -> None:
         )
         for method in (PerExample, MeZO)
     ]
-    assert errors[0] == pytest.approx(((rows + 2) * (width + 2) - 1) * own / batch, rel=0.12)
+    assert errors[0] == pytest.approx(((rows + 2) * (width + 2) - 1) * own / batch, rel=0.2)  # 5 % of chance
     assert errors[1] == pytest.approx((rows * width + 1) * together, rel=0.2)
 
 
@@ -112,3 +112,13 @@ def test_examples_have_one_direction_wherever_they_come() -> None:
 def test_rank_must_be_positive() -> None:
     with pytest.raises(UserError, match="rank"):
         PerExample(Slopes(2, 3), rank=0)
+
+
+def test_examples_need_names_where_there_are_other_ranks() -> None:
+    model, inputs = Slopes(2, 6), torch.randn(4, 6)
+    optimizer = PerExample(model)
+    optimizer.gather = lambda own: torch.cat([own, own], dim=-1)
+    with pytest.raises(UserError, match="examples need names"):
+        optimizer.step(lambda: model(inputs))
+    optimizer.step(lambda: model(inputs), examples=[0, 1, 2, 3])
+    assert len(optimizer.last_step.coefficients) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from jsonargparse import ArgumentParser
@@ -97,7 +98,7 @@ def bench(
         entrants = [
             Entrant(method, way, partial(_make, METHODS[method], workload, way, perturbation))
             for method in chosen_methods
-            for way in chosen_probings
+            for way in (chosen_probings if _probes_in_several_ways(METHODS[method]) else ["individual"])
         ]
         yardstick = partial(FourPass, workload.model, lr=LR, eps=EPS)
         entrants.append(Entrant("four-pass", "in_place", yardstick, warmup=0, rounds=1))
@@ -119,7 +120,15 @@ def bench(
 
 
 def _make(method: Callable[..., zolit.ZerothOrder], workload: Workload, way: str, law: str) -> zolit.ZerothOrder:
-    return method(workload.model, lr=LR, eps=EPS, seed=0, perturbation=PERTURBATIONS[law](), probing=way)
+    options: dict[str, Any] = {"lr": LR, "eps": EPS, "seed": 0}
+    if _probes_in_several_ways(method):
+        options |= {"perturbation": PERTURBATIONS[law](), "probing": way}
+    return method(workload.model, **options)
+
+
+def _probes_in_several_ways(method: Callable[..., zolit.ZerothOrder]) -> bool:
+    """Whether a method's law and prober are the user's to choose."""
+    return "probing" in inspect.signature(method).parameters
 
 
 def _listed(option: str, text: str, known: Collection[str]) -> list[str]:

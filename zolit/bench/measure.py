@@ -42,6 +42,7 @@ def pieces(stepper: object) -> Iterator[Piece]:
         case ZerothOrder():
             yield Piece(stepper.perturbation, "begin", "noise")
             yield Piece(stepper.perturbation, "draw", "noise")
+            yield Piece(stepper.perturbation, "factors", "noise")
             yield Piece(Directions, "perturb", "arithmetic")
             yield Piece(Directions, "perturbed_rows", "arithmetic")
             yield Piece(stepper.update, "apply", "arithmetic")

@@ -34,7 +34,7 @@ class Factors(NamedTuple):
         width = self.inputs.shape[2]
         first, column = divmod(start, width)
         rows = max((stop - start) // width, 1)
-        factors = self.scales * torch.tensor(coefficients, device=piece.device).unsqueeze(1)
+        factors = self.scales * torch.tensor(coefficients, dtype=torch.float32, device=piece.device).unsqueeze(1)
         left = self.outputs[:, :, first : first + rows].to(piece.dtype) * factors.to(piece.dtype).unsqueeze(2)
         right = self.inputs[:, :, column : column + (stop - start) // rows].to(piece.dtype)
         piece.view(rows, -1).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1))

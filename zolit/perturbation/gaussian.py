@@ -14,7 +14,7 @@ from zolit.perturbation.base import Perturbation
 from zolit.scratch import CHUNK, Generators, Scratch
 
 _HALF_RANGE = 1 << 31
-_LEAST_SQUARE = torch.tensor(2.0**-64)
+_LEAST_SQUARE = torch.tensor(2.0**-64, dtype=torch.float32)
 
 
 class Gaussian(Perturbation):

@@ -66,7 +66,7 @@ class LowRank(Perturbation):
         rank = self.rank if theta.ndim > 1 else 1
         draws = [mix(part, onto=key) for key in keys for part in range(rank)]
         half, _ = self._pool(weight).narrow.chunk(2)
-        signs = torch.tensor([1.0 if draw & 1 else -1.0 for draw in draws]).view(len(keys), rank)
+        signs = torch.tensor([1.0 if draw & 1 else -1.0 for draw in draws], dtype=torch.float32).view(len(keys), rank)
         return Cut(
             offsets([draw >> 1 & 0x7FFFFFFF for draw in draws], half),
             offsets([draw >> 32 for draw in draws], half),

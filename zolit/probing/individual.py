@@ -71,7 +71,8 @@ class Individual(Prober):
         """
         first, last = losses[0], losses[-1]
         even = torch.arange(len(first), device=first.device) % 2 == 0
-        mixed = probe.forward(closure, torch.where(even, queries[0], queries[-1]))
+        ends = torch.tensor([queries[0], queries[-1]], dtype=torch.float64, device=first.device)
+        mixed = probe.forward(closure, torch.where(even, ends[0], ends[1]))
         if not losses.isfinite().all():
             require(
                 not bool(mixed.isfinite().all()),
@@ -82,8 +83,8 @@ class Individual(Prober):
         limit = 1e-3 * (first - last).abs().max() + 1e-5 * first.abs().max()
         require(
             bool(((mixed - torch.where(even, first, last)).abs() <= limit).all()),
-            "probing: an example's loss depends on the directions of others, so the model mixes the examples of a "
-            "batch; take another method",
+            "probing: an example's loss depends on the directions of others, or is another each time: the model mixes "
+            "the examples of a batch, or the closure is not deterministic; take another method, or mend the closure",
         )
         self._trusted.update(weights)
         return losses
