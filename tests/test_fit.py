@@ -83,18 +83,21 @@ def test_early_stopping_ends_the_run(zolit: Fit) -> None:
     assert cli.trainer.global_step == 6
 
 
+@pytest.mark.parametrize("method", ["mezo", "per-example"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_precisions_probe_and_move(zolit: Fit, precision: str) -> None:
-    cli = zolit("fit", *SHORT, f"--trainer.precision={precision}", "--model.optimizer=MeZO")
+def test_precisions_probe_and_move(zolit: Fit, precision: str, method: str) -> None:
+    cli = zolit("fit", *SHORT, f"--trainer.precision={precision}", f"--config=configs/method/{method}.yaml")
     report = cli.model.zo.last_step
     assert report is not None
     assert report.losses[0] != report.losses[1]
     assert cli.model.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
 
 
-def test_micro_batches_give_the_same_step_to_rounding(zolit: Fit) -> None:
-    whole = zolit("fit", *SHORT)
-    pieces = zolit("fit", *SHORT, "--model.micro_batch_size=5")
+@pytest.mark.parametrize("method", ["curvzo", "per-example"])
+def test_micro_batches_give_the_same_step_to_rounding(zolit: Fit, method: str) -> None:
+    config = f"--config=configs/method/{method}.yaml"
+    whole = zolit("fit", *SHORT, config)
+    pieces = zolit("fit", *SHORT, config, "--model.micro_batch_size=5")
     for a, b in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 

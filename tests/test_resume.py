@@ -50,7 +50,7 @@ def steps(checkpoint: Path) -> int:
 EXTRAS = [
     (),
     ("--model.optimizer.blocks=parameter", "--trainer.precision=bf16-true"),
-    ("--config=configs/method/per-example.yaml", "--model.optimizer.guided=true", "--trainer.precision=bf16-true"),
+    ("--config=configs/method/per-example.yaml", "--model.optimizer.lr=1e-4", "--trainer.precision=bf16-true"),
 ]
 
 

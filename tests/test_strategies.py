@@ -62,7 +62,8 @@ def test_two_ranks_agree_to_the_bit_through_two_floats_a_step(tmp_path: Path, pr
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_two_ranks_draw_one_anothers_directions(tmp_path: Path, precision: str) -> None:
-    options = (f"--trainer.precision={precision}", "--config=configs/method/per-example.yaml")
+    plain = ("--config=configs/method/per-example.yaml", "--model.optimizer.guided=false", "--model.optimizer.lr=5e-4")
+    options = (f"--trainer.precision={precision}", *plain)
     first, second = fit(tmp_path / "two", 2, 8, *options)
     assert first["losses"] == second["losses"]
     for name, weight in first["weights"].items():
@@ -76,8 +77,7 @@ def test_two_ranks_draw_one_anothers_directions(tmp_path: Path, precision: str) 
 
 
 def test_guided_directions_are_refused_on_several_ranks(tmp_path: Path) -> None:
-    options = ("--config=configs/method/per-example.yaml", "--model.optimizer.guided=true")
-    done = start(tmp_path / "guided", 2, 8, *options)
+    done = start(tmp_path / "guided", 2, 8, "--config=configs/method/per-example.yaml")
     assert done.returncode != 0
     assert "model.optimizer.guided: directions that come from a rank's own activations" in done.stderr
 

@@ -165,7 +165,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
         def evaluate(queries: Tensor) -> Tensor:
             own = self.prober.losses(closure, directions, queries)
-            answer = (self._gathered(own) if self.individual else self.reduce(own)).cpu().double()
+            answer = (self.gathered(own) if self.individual else self.reduce(own)).cpu().double()
             losses.extend((answer.mean(1) if self.individual else answer).tolist())
             if not answer.isfinite().all():
                 raise _NotFinite
@@ -175,7 +175,7 @@ class ZerothOrder(torch.optim.Optimizer):
         with suppress(_NotFinite):
             estimate = self.estimator.estimate(evaluate, self.eps)
             if self.individual:
-                directions.rename(self._gathered(torch.tensor(directions.names, device=self._device)).tolist())
+                directions.rename(self.gathered(torch.tensor(directions.names, device=self._device)).tolist())
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
         assert self.last_step is not None
@@ -183,7 +183,8 @@ class ZerothOrder(torch.optim.Optimizer):
             self._complain(losses)
         return self.last_step.loss
 
-    def _gathered(self, own: Tensor) -> Tensor:
+    def gathered(self, own: Tensor) -> Tensor:
+        """Returns what all ranks have for their examples; see ``gather``."""
         return own if self.gather is None else self.gather(own)
 
     def _move(self, choice: Choice, directions: Directions, estimate: Estimate | None, losses: list[float]) -> None:

@@ -76,7 +76,7 @@ def main() -> None:
         return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
     watched = Watched()
-    optimizer = PerExample(model, lr=0.0, selection=watched)
+    optimizer = PerExample(model, lr=0.0, eps=1e-3, guided=False, selection=watched)
     parameters = [weight.parameter for block in optimizer.blocks for weight in block.weights]
     every = losses()
     total = [torch.zeros_like(parameter) for parameter in parameters]

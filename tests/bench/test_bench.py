@@ -125,6 +125,7 @@ def test_every_way_of_probing(bench: Bench, tmp_path: Path) -> None:
         ("perexample", "individual", 2),
         ("four-pass", "in_place", 2),
     ]
+    assert measurement["steps"][2]["reduced_bytes"] == 2 * (4 + 4 + 8)  # two losses of each example, and its name
 
 
 @pytest.mark.parametrize(

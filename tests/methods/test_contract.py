@@ -30,11 +30,14 @@ METHODS = {
     "curvzo, corrected": (CurvZO, {"score": "corrected"}),
     "curvzo, unbiased": (CurvZO, {"score": "unbiased"}),
     "per example": (PerExample, {}),
-    "per example, rank 2, momentum": (PerExample, {"rank": 2, "momentum": 0.5}),
-    "per example, guided": (PerExample, {"guided": True, "lr": 1e-4}),
+    "per example, plain": (PerExample, {"guided": False}),
+    "per example, rank 2, momentum": (PerExample, {"guided": False, "rank": 2, "momentum": 0.5}),
     "per example, by curvature": (
         PerExample,
-        {"selection": lambda: Curvature(FixedBudget(0.5), BlockScores(rule="unbiased"), exploration=0.1)},
+        {
+            "guided": False,
+            "selection": lambda: Curvature(FixedBudget(0.5), BlockScores(rule="unbiased"), exploration=0.1),
+        },
     ),
     "curvzo, by size": (CurvZO, {"divide_by_size": True, "directions": 2}),
 }

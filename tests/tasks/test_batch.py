@@ -41,6 +41,6 @@ def test_micro_batches_are_the_batch_without_needless_columns() -> None:
 
 
 def test_no_size_leaves_the_batch_as_it_is() -> None:
-    batch = PromptBatch(*(torch.zeros(2, 3, dtype=torch.int64) for _ in range(4)))
+    batch = PromptBatch(*(torch.zeros(2, 3, dtype=torch.int64) for _ in PromptBatch._fields))
     [only] = micro_batches(batch, None)
     assert only is batch

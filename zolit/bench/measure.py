@@ -103,14 +103,17 @@ class _Runner:
             self.forward_passes += copies
             return self._workload.losses(copies)
 
-        def weighed(losses: Tensor) -> Tensor:
-            self.reduced_bytes += losses.nbytes
-            return reduce(losses)
+        def weighed(own: Tensor) -> Tensor:
+            self.reduced_bytes += own.nbytes
+            return own
 
         self._stepper.reduce = weighed
+        if isinstance(self._stepper, ZerothOrder):
+            self._stepper.gathered = weighed  # type: ignore[method-assign]
         with watch.timing(pieces(self._stepper)):
             self._stepper.step(losses)
         self._stepper.reduce = reduce
+        vars(self._stepper).pop("gathered", None)
         self.parts = watch.seconds
 
     def cost(self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int) -> StepCost:

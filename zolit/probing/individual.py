@@ -71,7 +71,8 @@ class Individual(Prober):
         """
         first, last = losses[0], losses[-1]
         even = torch.arange(len(first), device=first.device) % 2 == 0
-        ends = torch.tensor([queries[0], queries[-1]], dtype=torch.float64, device=first.device)
+        # float32, as a plain number times float32 is: what 16 bits are rounded to must not differ.
+        ends = torch.tensor([queries[0], queries[-1]], dtype=torch.float32, device=first.device)
         mixed = probe.forward(closure, torch.where(even, ends[0], ends[1]))
         if not losses.isfinite().all():
             require(
