@@ -119,3 +119,12 @@ def test_the_first_activations_of_a_step_count_and_lookups_have_none() -> None:
     unguided = LowRank()
     unguided.begin(2)
     assert torch.equal(law.factors(to, keys).inputs, unguided.factors(to, keys).inputs)
+
+
+def test_directions_that_share_windows_differ_in_sign_half_the_time() -> None:
+    """Else the directions of two weights whose windows coincide would go together, step for step."""
+    law = LowRank()
+    law.begin(1)
+    signs = law.factors(weight(2, 3), [mix(7, key) for key in range(400)]).scales
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.25
