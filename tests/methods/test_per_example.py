@@ -107,6 +107,13 @@ def test_examples_have_one_direction_wherever_they_come() -> None:
     assert optimizer.last_step.coefficients[0] != pytest.approx(found[0][0], rel=1e-2)
 
 
+@pytest.mark.parametrize("names", [[0, 1, 2], [0, 1, 2, 3, 4]])
+def test_every_example_needs_a_name_or_none(names: list[int]) -> None:
+    model, inputs = Slopes(2, 6), torch.randn(4, 6)
+    with pytest.raises(UserError, match=f"step: {len(names)} examples are named"):
+        PerExample(model).step(lambda: model(inputs), examples=names)
+
+
 def test_rank_must_be_positive() -> None:
     with pytest.raises(UserError, match="rank"):
         PerExample(Slopes(2, 3), rank=0)

@@ -22,8 +22,8 @@ _PURPOSE = name_key("low rank")
 class LowRank(Perturbation):
     """U = r^(-1/2) Σⱼ aⱼbⱼᵀ for a matrix of shape (n, d), and a itself for a vector; entries are N(0, 1).
 
-    E[vec(U) vec(U)ᵀ] = I, so that estimates along U are unbiased as those along dense directions are, with 2r/(n·d)
-    of the numbers to draw (EGGROLL, arXiv 2511.16652, takes the same law for evolution strategies).
+    E[vec(U) vec(U)ᵀ] = I, so that estimates along U are unbiased as those along dense directions are, with r(n + d)
+    numbers to draw for n·d weights (EGGROLL, arXiv 2511.16652, takes the same law for evolution strategies).
 
     Factors are windows of a pool that is drawn anew each step, at hashed offsets and with a hashed sign: a from its
     first half and b from its second, so that no a shares a number with a b.

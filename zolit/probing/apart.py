@@ -25,6 +25,7 @@ class ExampleProbe:
 
     def __init__(self, directions: Directions) -> None:
         self.directions = directions
+        self._named = directions.count > 0
         self._coefficient: float | Tensor = 0.0
         self._first = self._stop = 0
         self._mask: Tensor | None = None
@@ -45,7 +46,12 @@ class ExampleProbe:
             f"the closure must return the loss of each example, shape ({self._stop},), and call the model that the "
             f"optimizer was given: it returned shape {tuple(losses.shape)}",
         )
+        self._require_names(len(losses) == self.directions.count)
         return losses if losses.dtype == torch.float64 else losses.float()
+
+    def _require_names(self, enough: bool) -> None:
+        count = self.directions.count
+        require(enough, f"step: {count} examples are named (examples=...), and the batch has another number of them")
 
     def enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Hook before the model's forward: its first tensor tells how many examples come now."""
@@ -54,6 +60,7 @@ class ExampleProbe:
         self._first, self._stop = self._stop, self._stop + len(tensors[0])
         self._tokens = tensors[0].shape[1] if tensors[0].ndim > 1 else 1
         if self._stop > self.directions.count:
+            self._require_names(not self._named)
             self.directions.rename(range(self._stop))
         mask = kwargs.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
