@@ -136,7 +136,8 @@ class ZerothOrder(torch.optim.Optimizer):
         Args:
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
                 called once per forward pass, always on the same batch, under ``torch.no_grad``. Probing jointly, see
-                ``copies``, makes a few forwards more before the first step.
+                ``copies``, makes a few forwards more before the first step, and directions for each example one more
+                when a weight is first perturbed; the report does not count them.
             examples: What the examples are called, where each has a direction of its own: example by example the same
                 in whatever order, batch or process they come. None names them by their places in the batch.
 

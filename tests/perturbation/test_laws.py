@@ -126,7 +126,7 @@ def test_pool_is_scaled_and_drawn_anew_each_step() -> None:
     for step in (0, 1, 0):
         law.begin(mix(7, step))
         values, factor = pool_draw(law, CHUNK, 3)
-        pool = next(iter(law._pools.values())).wide
+        pool = next(iter(law._pools._pools.values())).wide
         assert pool.numel() == 2 * CHUNK
         assert float(pool.double().square().mean()) == pytest.approx(1.0, abs=1e-6)
         draws.append(values * factor)
@@ -198,12 +198,12 @@ def test_pool_is_not_written_by_steps() -> None:
     optimizer = CurvZO(model, blocks="parameter", perturbation=law, lr=1e-3, momentum=0.9)
     for step in range(3):
         optimizer.step(lambda: model(torch.ones(2, 5)).square().mean(1))
-        used = next(iter(law._pools.values())).wide.clone()
+        used = next(iter(law._pools._pools.values())).wide.clone()
         law.begin(-1)
         pool_draw(law, 1, 0)
         law.begin(mix(0, step))
         pool_draw(law, 1, 0)
-        assert torch.equal(next(iter(law._pools.values())).wide, used)
+        assert torch.equal(next(iter(law._pools._pools.values())).wide, used)
 
 
 def test_gaussian_does_not_depend_on_threads() -> None:

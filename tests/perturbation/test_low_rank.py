@@ -34,8 +34,7 @@ def test_is_of_its_rank_and_a_vector_is_dense(rank: int) -> None:
 def test_covariance_is_the_identity(rank: int, shape: tuple[int, ...]) -> None:
     """Over 20,000 steps and keys; entries of a covariance of products of normal numbers have a variance of up to 8."""
     law, to, count = LowRank(rank), weight(*shape), 20_000
-    law._pool(to).refill = lambda key: None  # a pool of its own each step takes ten minutes
-    pool = law._pool(to)
+    pool = law._pools.of(to)
     pool.narrow.normal_(generator=torch.Generator().manual_seed(0))
     draws = torch.stack([whole(law, to, mix(3, step)).flatten() for step in range(count)])
     covariance = draws.T @ draws / count

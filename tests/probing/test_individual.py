@@ -145,8 +145,7 @@ def test_weights_move_along_what_was_measured(options: dict[str, Any], dtype: to
     with torch.no_grad():
         optimizer.step(lambda: losses(IDS, FULL).float())
     # The law still holds what the step drew.
-    directions = Directions.__new__(Directions)
-    directions.__dict__.update(seed_step(optimizer, 0, len(IDS)))
+    directions = directions_of(optimizer, 0, len(IDS))
     for weight, theta in before.items():
         expected = torch.zeros(theta.numel())
         for index, coefficient in enumerate(optimizer.last_step.coefficients):
@@ -158,13 +157,13 @@ def test_weights_move_along_what_was_measured(options: dict[str, Any], dtype: to
         assert cosine > (0.9999 if dtype == torch.float32 else 0.8), (weight.name, cosine)
 
 
-def seed_step(optimizer: PerExample, step: int, count: int) -> dict[str, Any]:
+def directions_of(optimizer: PerExample, step: int, count: int) -> Directions:
     """The directions of a step, without beginning it anew."""
     law = optimizer.perturbation
     begin, law.begin = law.begin, lambda key: None  # type: ignore[method-assign]
     try:
         choice = optimizer.selection.select(step)
-        return Directions(optimizer.blocks, choice, law, optimizer.seed, step, count).__dict__
+        return Directions(optimizer.blocks, choice, law, optimizer.seed, step, count)
     finally:
         law.begin = begin  # type: ignore[method-assign]
 

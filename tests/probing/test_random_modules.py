@@ -14,12 +14,12 @@ from zolit import ZerothOrder
 from zolit.blocks import partition, trainable_weights
 from zolit.choice import Choice
 from zolit.directions import Directions
-from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
+from zolit.perturbation import Gaussian, GaussianPool, LowRank, Perturbation, Rademacher
 from zolit.probing import Streamed
 from zolit.probing.base import Prober
 
 KINDS = ["linear", "bare", "norm", "batchnorm", "lookup", "bilinear"]
-LAWS = [Gaussian, GaussianPool, Rademacher]
+LAWS = [Gaussian, GaussianPool, LowRank, Rademacher]
 
 
 class Made(nn.Module):

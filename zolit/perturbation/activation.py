@@ -50,7 +50,7 @@ class ActivationGuided(LowRank):
         assert inputs is not None
         tokens = inputs.shape[1]
         directions = torch.nn.functional.normalize(inputs.float(), dim=2)
-        half, _ = self._pool(weight).narrow.chunk(2)
+        half, _ = self._pools.of(weight).narrow.chunk(2)
         places = offsets([mix(_TOKENS, part, onto=key) for key in keys for part in range(self.rank)], half)
         shares = windows(half, places, tokens).float().view(len(keys), self.rank, tokens)
         if mask is not None and mask.shape == inputs.shape[:2]:

@@ -13,8 +13,8 @@ from zolit.errors import require
 from zolit.hashing import mix, name_key
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
-from zolit.perturbation.pool import ALIGNMENT, Pool
-from zolit.scratch import Scratch, chunk
+from zolit.perturbation.pool import ALIGNMENT, Pools
+from zolit.scratch import Scratch
 
 _PURPOSE = name_key("low rank")
 
@@ -38,15 +38,14 @@ class LowRank(Perturbation):
     def __init__(self, rank: int = 1) -> None:
         require(rank >= 1, f"rank: a direction needs at least rank 1, not {rank}")
         self.rank = rank
-        self._key = 0
-        self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
+        self._pools = Pools()
         self._scratch = Scratch()
         self._last: tuple[Weight, tuple[int, ...]] | None = None
         self._cuts: dict[tuple[Weight, tuple[int, ...]], Cut] = {}
 
     def begin(self, key: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
-        self._key = mix(key, _PURPOSE)
+        self._pools.begin(mix(key, _PURPOSE))
         self._last = None
         self._cuts.clear()
 
@@ -65,7 +64,7 @@ class LowRank(Perturbation):
         theta = weight.parameter
         rank = self.rank if theta.ndim > 1 else 1
         draws = [mix(part, onto=key) for key in keys for part in range(rank)]
-        half, _ = self._pool(weight).narrow.chunk(2)
+        half, _ = self._pools.of(weight).narrow.chunk(2)
         signs = torch.tensor([1.0 if draw & 1 else -1.0 for draw in draws], dtype=torch.float32).view(len(keys), rank)
         return Cut(
             offsets([draw >> 1 & 0x7FFFFFFF for draw in draws], half),
@@ -74,21 +73,11 @@ class LowRank(Perturbation):
         )
 
     def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
-        theta, (first, second) = weight.parameter, self._pool(weight).narrow.chunk(2)
-        outputs = windows(first, cut.outputs, theta.shape[0])
+        theta, (first, second) = weight.parameter, self._pools.of(weight).narrow.chunk(2)
+        outputs = windows(first, cut.outputs, theta.shape[0] if theta.ndim > 1 else theta.numel())
         inputs = windows(second, cut.inputs, theta[0].numel()) if theta.ndim > 1 else outputs.new_ones(len(keys), 1)
         shape = cut.scales.shape
         return Factors(outputs.view(*shape, -1), inputs.view(*shape, -1), cut.scales)
-
-    def _pool(self, weight: Weight) -> Pool:
-        device, dtype = weight.parameter.device, weight.parameter.dtype
-        kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
-        pool = self._pools.get(kind)
-        if pool is None:
-            pool = self._pools[kind] = Pool(2 * chunk(device), *kind)
-        if pool.key != self._key:
-            pool.refill(self._key)
-        return pool
 
     def draw(
         self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32
@@ -100,7 +89,7 @@ class LowRank(Perturbation):
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the pools and of the buffer that pieces are multiplied out in."""
-        return self._scratch.bytes() + sum(pool.bytes() for pool in self._pools.values())
+        return self._scratch.bytes() + self._pools.bytes()
 
 
 class Cut(NamedTuple):

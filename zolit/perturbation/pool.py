@@ -38,27 +38,19 @@ class GaussianPool(Perturbation):
 
     def __init__(self, chunks: int = 2) -> None:
         require(chunks >= 2, f"chunks: a pool needs at least 2, not {chunks}")
-        self._chunks = chunks
-        self._key = 0
-        self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
+        self._pools = Pools(chunks)
         self._cuts: dict[tuple[int, int, int], _Cut] = {}
 
     def begin(self, key: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
-        self._key = mix(key, _PURPOSE)
+        self._pools.begin(mix(key, _PURPOSE))
         self._cuts.clear()
 
     def _cut(self, weight: Weight, key: int, start: int, stop: int) -> _Cut:
         """Returns a piece; probes and the update of a step come back for it."""
         cut = self._cuts.get((key, start, stop))
         if cut is None:
-            dtype, device = weight.parameter.dtype, weight.parameter.device
-            kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
-            pool = self._pools.get(kind)
-            if pool is None:
-                pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind)
-            if pool.key != self._key:
-                pool.refill(self._key)
+            pool = self._pools.of(weight)
             draw, numel = mix(key, start), stop - start
             offset = (draw >> 1) % ((pool.wide.numel() - numel) // ALIGNMENT + 1) * ALIGNMENT
             wide, narrow = pool.wide[offset : offset + numel], pool.narrow[offset : offset + numel]
@@ -81,7 +73,7 @@ class GaussianPool(Perturbation):
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the pools."""
-        return sum(pool.bytes() for pool in self._pools.values())
+        return self._pools.bytes()
 
 
 class _Cut(NamedTuple):
@@ -92,6 +84,38 @@ class _Cut(NamedTuple):
     sign: float
     pool: Pool
     offset: int
+
+
+class Pools:
+    """A pool for each device and type of weights, drawn anew each step.
+
+    Args:
+        chunks: Size of a pool in chunks.
+    """
+
+    def __init__(self, chunks: int = 2) -> None:
+        self._chunks = chunks
+        self._key = 0
+        self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
+
+    def begin(self, key: int) -> None:
+        """Has pools drawn anew, for this key, when they are next needed."""
+        self._key = key
+
+    def of(self, weight: Weight) -> Pool:
+        """Returns the pool of a weight's device and type."""
+        dtype, device = weight.parameter.dtype, weight.parameter.device
+        kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
+        pool = self._pools.get(kind)
+        if pool is None:
+            pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind)
+        if pool.key != self._key:
+            pool.refill(self._key)
+        return pool
+
+    def bytes(self) -> int:
+        """Returns the bytes held."""
+        return sum(pool.bytes() for pool in self._pools.values())
 
 
 class Pool:

@@ -43,7 +43,8 @@ class Prober(ABC):
             queries: C, shape (queries, k), on the CPU.
 
         Returns:
-            Shape (queries,), float32 or wider, on the loss's device: nothing is waited for.
+            Shape (queries,), float32 or wider, on the loss's device: nothing is waited for. Where every example has a
+            direction of its own, (queries, batch).
         """
 
     @abstractmethod

@@ -22,10 +22,11 @@ class Individual(Prober):
     products. Forwards give a loss for every example, and so two of them a derivative along every direction.
 
     Examples must lie along the first dimension of whatever meets a perturbed weight, in the order of the losses; a
-    model may be called several times, for one micro-batch after another. Modules that flatten the batch, route tokens
-    or have weights meet what is not listed in ``zolit.probing.apart`` are refused by name. The first step checks that
-    no example's loss depends on another's direction, and that no weight is looked for elsewhere than in modules'
-    attributes, by one forward more.
+    model may be called several times, for one micro-batch after another. Flattened with their tokens, example after
+    example, they are still told apart. Modules that flatten otherwise, route tokens or have weights meet what is not
+    listed in ``zolit.probing.apart`` are refused. The first step that perturbs a weight checks, by one forward more,
+    that no example's loss depends on another's direction, and that no weight is looked for elsewhere than in modules'
+    attributes.
     """
 
     def __init__(self) -> None:
