@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from zolit.closure import mean_losses
 from zolit.hashing import mix, name_key, uniform
 from zolit.perturbation import GaussianPool, Perturbation
-from zolit.probing.base import mean_losses
 
 
 def water_fill_by_bisection(weights: Tensor, budget: float) -> Tensor:
@@ -60,7 +60,7 @@ class Naive:
     def z(self, direction: int) -> dict[str, Tensor]:
         """The whole direction, by weight, in float32."""
         answer = {}
-        self.perturbation.begin(mix(self.seed, self.t))
+        self.perturbation.begin(self.seed, self.t)
         for weight in self._weights:
             key = mix(mix(self.seed, self.t, direction), name_key(weight.name))
             pieces = []

@@ -18,6 +18,7 @@ from zolit.choice import Choice
 from zolit.hashing import mix
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
+from zolit.ranks import Ranks
 from zolit.scratch import Scratch
 
 
@@ -55,7 +56,7 @@ class Directions:
         self._blocks = len(blocks)
         self._perturbation = perturbation
         self._seed = mix(seed, step)
-        perturbation.begin(self._seed)
+        perturbation.begin(seed, step)
         self.rename(range(count))
         self._scratch = scratch or Scratch()
         self._corrections = choice.corrections.tolist()
@@ -75,6 +76,15 @@ class Directions:
         self._keys: dict[Weight, list[int]] = {}
         self._energies: Tensor | None = None
         self._known = [[0.0] * self._blocks for _ in names]
+
+    def exchange(self, ranks: Ranks) -> None:
+        """Has there be the directions of all ranks' examples instead of this rank's own."""
+        if ranks.size == 1:
+            return
+        names = ranks.gather(torch.tensor(self.names, device=self._device)).tolist()
+        own = {weight: self.keys(weight) for weight in self.weights}
+        self.rename(names)
+        self._perturbation.exchange(own, {weight: self.keys(weight) for weight in self.weights}, ranks)
 
     @property
     def weights(self) -> list[Weight]:

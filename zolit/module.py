@@ -22,10 +22,9 @@ from typing_extensions import override
 from zolit.errors import require
 from zolit.methods import MeZO
 from zolit.optimizer import ZerothOrder
-from zolit.perturbation import ActivationGuided
 from zolit.pretrained import check_model_path, load_causal_lm
 from zolit.signals import deferred_signals
-from zolit.strategies import ReplicatedStrategy, gathered_from_ranks, mean_over_ranks
+from zolit.strategies import ProcessRanks, ReplicatedStrategy
 from zolit.tasks import PromptBatch, micro_batches
 
 
@@ -125,12 +124,7 @@ class ZerothOrderModule(LightningModule):
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
         if self.trainer.world_size > 1:
-            require(
-                not isinstance(optimizer.perturbation, ActivationGuided),
-                "model.optimizer.guided: directions that come from a rank's own activations cannot be drawn by the "
-                "others; take guided: false, or one device",
-            )
-            optimizer.reduce, optimizer.gather = mean_over_ranks, gathered_from_ranks
+            optimizer.ranks = ProcessRanks()
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
@@ -171,7 +165,6 @@ class ZerothOrderModule(LightningModule):
         """
         return self._objective_of(list(micro_batches(batch, self._micro_batch_size)))
 
-    @torch.no_grad()
     def _objective_of(self, parts: list[PromptBatch], copies: int = 1) -> Tensor:
         batches = [part.repeated(copies) for part in parts]
         return torch.cat([self._losses(self(batch), batch).view(copies, -1) for batch in batches], dim=1).view(-1)

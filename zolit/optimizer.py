@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from zolit.blocks import partition, trainable_weights
 from zolit.choice import Choice
+from zolit.closure import Closure, Look, NotFinite
 from zolit.directions import Directions
 from zolit.errors import NonFiniteLossError, require
 from zolit.estimators import SPSA, Estimate, Estimator
 from zolit.hashing import mix, name_key
+from zolit.mixing import check_mix
 from zolit.perturbation import Gaussian, GaussianPool, Perturbation
-from zolit.probing import Closure, Prober, Streamed
+from zolit.probing import Prober, Streamed
+from zolit.ranks import Ranks
 from zolit.report import StepReport
 from zolit.scratch import Scratch
 from zolit.selection import Everything, Selection
@@ -30,10 +33,6 @@ from zolit.signals import deferred_signals
 from zolit.updates import SGD, Update
 
 _UPDATE = name_key("update")
-
-
-class _NotFinite(Exception):
-    """Leaves the estimator when a loss is NaN or infinite."""
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -63,13 +62,10 @@ class ZerothOrder(torch.optim.Optimizer):
 
     Attributes:
         last_step: Report of the latest step; None before the first.
-        reduce: Takes the losses of a call of ``evaluate``, shape (queries,), and returns their mean over all ranks; the
-            identity unless somebody sets it.
-        gather: Takes what belongs to single examples, shape (..., batch), and returns that of all ranks in a row; None
-            where there are no others.
+        ranks: The processes that train together; one, unless somebody sets it before the first step.
 
     Raises:
-        UserError: If a number is out of its range, or the model or its blocks will not do.
+        UserError: If a number is out of its range, the model or its blocks will not do, or rooms do not go together.
     """
 
     def __init__(
@@ -99,14 +95,17 @@ class ZerothOrder(torch.optim.Optimizer):
         self._device = self._weights[0].parameter.device
         self.perturbation = perturbation or (GaussianPool() if self._device.type == "cpu" else Gaussian())
         self.prober = prober or Streamed()
-        self.prober.bind(model, self._weights)
         self.estimator = estimator or SPSA()
         self.update = update or SGD()
+        check_mix(self.selection, self.perturbation, self.prober, self.estimator)
         self.max_skipped = max_skipped
-        self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
-        self.gather: Callable[[Tensor], Tensor] | None = None
+        self.ranks = Ranks()
         self.last_step: StepReport | None = None
+        self._model = model
         self.selection.bind(self.blocks, seed)
+        self.perturbation.bind(self._weights)
+        self.prober.bind(model, self._weights)
+        self.update.bind(self._weights)
         self._scratch = Scratch()
         self._steps = 0
         self._forwards = 0
@@ -148,7 +147,7 @@ class ZerothOrder(torch.optim.Optimizer):
             NonFiniteLossError: If this is the ``max_skipped``-th step in a row with such a loss.
         """
         require(
-            examples is not None or self.gather is None or not self.individual,
+            examples is not None or self.ranks.size == 1 or not self.individual,
             "step: on several processes examples need names (examples=...), or those of one rank would share the "
             "directions of another's",
         )
@@ -156,37 +155,51 @@ class ZerothOrder(torch.optim.Optimizer):
             return self._step(closure, examples)
 
     def _step(self, closure: Closure, examples: Sequence[int] | None) -> float:
+        look = Look(self._model, closure, self.ranks, self._steps)
+        losses = look.losses
+        seen = False
+        with suppress(NotFinite):
+            self.update.prepare(look)
+            look.at_theta = None  # θ may have moved
+            self.selection.prepare(look)
+            self.perturbation.prepare(look)
+            seen = True
         choice = self.selection.select(self._steps)
         directions = Directions(
             self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions, self._scratch
         )
-        losses: list[float] = []
         if self.individual and examples is not None:
             directions.rename(examples)
 
         def evaluate(queries: Tensor) -> Tensor:
-            own = self.prober.losses(closure, directions, queries)
-            answer = (self.gathered(own) if self.individual else self.reduce(own)).cpu().double()
+            known = torch.zeros(len(queries), dtype=torch.bool)
+            if look.at_theta is not None and not self.individual:
+                known = ~queries.any(1)
+            if known.all():
+                return torch.full((len(queries),), look.at_theta or 0.0, dtype=torch.float64)
+            own = self.prober.losses(closure, directions, queries[~known])
+            answer = (self.ranks.gather(own) if self.individual else self.ranks.mean(own)).cpu().double()
             losses.extend((answer.mean(1) if self.individual else answer).tolist())
             if not answer.isfinite().all():
-                raise _NotFinite
+                raise NotFinite
+            if known.any():
+                all_of_them = torch.full((len(queries),), look.at_theta or 0.0, dtype=torch.float64)
+                all_of_them[~known] = answer
+                return all_of_them
             return answer
 
         estimate: Estimate | None = None
-        with suppress(_NotFinite):
-            estimate = self.estimator.estimate(evaluate, self.eps)
-            if self.individual:
-                directions.rename(self.gathered(torch.tensor(directions.names, device=self._device)).tolist())
+        if seen:
+            with suppress(NotFinite):
+                estimate = self.estimator.estimate(evaluate, self.eps)
+                if self.individual:
+                    directions.exchange(self.ranks)
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
         assert self.last_step is not None
         if estimate is None:
             self._complain(losses)
         return self.last_step.loss
-
-    def gathered(self, own: Tensor) -> Tensor:
-        """Returns what all ranks have for their examples; see ``gather``."""
-        return own if self.gather is None else self.gather(own)
 
     def _move(self, choice: Choice, directions: Directions, estimate: Estimate | None, losses: list[float]) -> None:
         """Updates the weights and reports; a step without an estimate is skipped."""
@@ -197,6 +210,7 @@ class ZerothOrder(torch.optim.Optimizer):
             key = mix(self.seed, _UPDATE, self._steps)
             self.update.apply(self._weights, directions, coefficients, lr, key)
             self.selection.observe(choice, directions, estimate.derivatives.tolist())
+            self.perturbation.observe(directions, estimate)
         skipped = estimate is None
         self._forwards += len(losses)
         self._skipped += skipped
@@ -252,6 +266,8 @@ class ZerothOrder(torch.optim.Optimizer):
                 "skipped_in_a_row": self._skipped_in_a_row,
                 "seed": self.seed,
                 "selection": self.selection.state_dict(),
+                "perturbation": self.perturbation.state_dict(),
+                "estimator": self.estimator.state_dict(),
                 "update": self.update.state_dict(),
             },
         }
@@ -267,4 +283,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.seed = state["seed"]
         self.selection.bind(self.blocks, self.seed)
         self.selection.load_state_dict(state["selection"])
+        self.perturbation.load_state_dict(state["perturbation"])
+        self.estimator.load_state_dict(state["estimator"])
         self.update.load_state_dict(state["update"])

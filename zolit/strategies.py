@@ -9,29 +9,30 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor
 from typing_extensions import override
 
-
-def mean_over_ranks(losses: Tensor) -> Tensor:
-    """Returns the mean of each rank's losses, by one all-reduce in place.
-
-    Args:
-        losses: Shape (queries,), one number a query.
-    """
-    dist.all_reduce(losses)
-    return losses.div_(dist.get_world_size())
+from zolit.ranks import Ranks
 
 
-def gathered_from_ranks(own: Tensor) -> Tensor:
-    """Returns what all ranks have for their examples, by one all-gather.
+class ProcessRanks(Ranks):
+    """The processes of torch.distributed's default group."""
 
-    Args:
-        own: Shape (..., batch), the same on every rank.
+    def __init__(self) -> None:
+        self.size = dist.get_world_size()
 
-    Returns:
-        Shape (..., ranks·batch), the ranks' in a row.
-    """
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own.contiguous())
-    return torch.cat(parts, dim=-1)
+    @override
+    def mean(self, own: Tensor) -> Tensor:
+        dist.all_reduce(own)
+        return own.div_(self.size)
+
+    @override
+    def gather(self, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts, dim=-1)
+
+    @override
+    def first(self, own: Tensor) -> Tensor:
+        dist.broadcast(own, 0)
+        return own
 
 
 class ReplicatedStrategy(DDPStrategy):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zolit import MeZO, PerExample, UserError
 from zolit.optimizer import ZerothOrder
+from zolit.ranks import Ranks
 
 
 class Tiny(nn.Module):
@@ -119,10 +120,19 @@ def test_rank_must_be_positive() -> None:
         PerExample(Slopes(2, 3), rank=0)
 
 
+class Twins(Ranks):
+    """Another rank has the same examples."""
+
+    size = 2
+
+    def gather(self, own: Tensor) -> Tensor:
+        return torch.cat([own, own], dim=-1)
+
+
 def test_examples_need_names_where_there_are_other_ranks() -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
     optimizer = PerExample(model, guided=False)
-    optimizer.gather = lambda own: torch.cat([own, own], dim=-1)
+    optimizer.ranks = Twins()
     with pytest.raises(UserError, match="examples need names"):
         optimizer.step(lambda: model(inputs))
     optimizer.step(lambda: model(inputs), examples=[0, 1, 2, 3])

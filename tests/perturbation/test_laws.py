@@ -124,7 +124,7 @@ def test_pool_is_scaled_and_drawn_anew_each_step() -> None:
     law = GaussianPool()
     draws = []
     for step in (0, 1, 0):
-        law.begin(mix(7, step))
+        law.begin(7, step)
         values, factor = pool_draw(law, CHUNK, 3)
         pool = next(iter(law._pools._pools.values())).wide
         assert pool.numel() == 2 * CHUNK
@@ -199,9 +199,9 @@ def test_pool_is_not_written_by_steps() -> None:
     for step in range(3):
         optimizer.step(lambda: model(torch.ones(2, 5)).square().mean(1))
         used = next(iter(law._pools._pools.values())).wide.clone()
-        law.begin(-1)
+        law.begin(0, -1)
         pool_draw(law, 1, 0)
-        law.begin(mix(0, step))
+        law.begin(0, step)
         pool_draw(law, 1, 0)
         assert torch.equal(next(iter(law._pools._pools.values())).wide, used)
 

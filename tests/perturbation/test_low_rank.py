@@ -23,7 +23,7 @@ def whole(law: LowRank, to: Weight, key: int) -> Tensor:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_is_of_its_rank_and_a_vector_is_dense(rank: int) -> None:
     law = LowRank(rank)
-    law.begin(1)
+    law.begin(0, 1)
     assert int(torch.linalg.matrix_rank(whole(law, weight(7, 5), mix(1)))) == rank
     vector = whole(law, weight(50), mix(2))
     assert len(vector.unique()) == 50
@@ -46,7 +46,7 @@ def test_covariance_is_the_identity(rank: int, shape: tuple[int, ...]) -> None:
 def test_products_are_those_of_the_pieces() -> None:
     """Σ cᵢUᵢ by one thin product equals the sum of what is drawn, piece by piece, and so do the energies."""
     law, to = LowRank(2), weight(700, 1000)
-    law.begin(4)
+    law.begin(0, 4)
     keys, coefficients = [mix(1), mix(2), mix(3)], [0.5, -2.0, 1.0]
     directions = [whole(law, to, key) for key in keys]
     expected = sum(c * u for c, u in zip(coefficients, directions, strict=True))
@@ -62,7 +62,7 @@ def test_products_are_those_of_the_pieces() -> None:
 
 def test_rows_longer_than_a_piece() -> None:
     law, to = LowRank(), weight(2, CHUNK // 4 + 8)
-    law.begin(4)
+    law.begin(0, 4)
     key = mix(9)
     factors = law.factors(to, [key])
     expected = factors.scales[0, 0] * torch.outer(factors.outputs[0, 0], factors.inputs[0, 0])
@@ -75,7 +75,7 @@ def test_rows_longer_than_a_piece() -> None:
 
 def test_a_side_longer_than_the_pool_is_refused() -> None:
     law = LowRank()
-    law.begin(4)
+    law.begin(0, 4)
     with pytest.raises(UserError, match="a side of 300000 is more than the 262144"):
         law.factors(weight(300_000, 1), [1])
 
@@ -85,7 +85,7 @@ def test_mixtures_lie_in_the_span_of_the_activations_and_do_not_see_padding() ->
     activations = torch.randn(2, 3, 32)
     activations[0, 1] *= 1e4
     keys = [mix(1), mix(2)]
-    law.begin(1)
+    law.begin(0, 1)
     law.guide(to, keys, activations, None)
     plain = law.factors(to, keys)
     for inputs, own in zip(plain.inputs, activations, strict=True):
@@ -100,30 +100,30 @@ def test_mixtures_lie_in_the_span_of_the_activations_and_do_not_see_padding() ->
         mask = torch.zeros(2, 5, dtype=torch.int64)
         columns = slice(2, 5) if left else slice(0, 3)
         padded[:, columns], mask[:, columns] = activations, 1
-        law.begin(1)
+        law.begin(0, 1)
         law.guide(to, keys[::-1], padded.flip(0), mask)
         torch.testing.assert_close(law.factors(to, keys).inputs, plain.inputs)
 
 
 def test_the_first_activations_of_a_step_count_and_lookups_have_none() -> None:
     law, to, keys = ActivationGuided(), weight(6, 32), [mix(1)]
-    law.begin(1)
+    law.begin(0, 1)
     law.guide(to, keys, torch.randn(1, 3, 32), None)
     first = law.factors(to, keys).inputs.clone()
     law.guide(to, keys, torch.randn(1, 3, 32), None)
     assert torch.equal(law.factors(to, keys).inputs, first)
-    law.begin(2)
+    law.begin(0, 2)
     law.guide(to, keys, None, None)
     law.guide(to, keys, torch.randn(1, 3, 32), None)
     unguided = LowRank()
-    unguided.begin(2)
+    unguided.begin(0, 2)
     assert torch.equal(law.factors(to, keys).inputs, unguided.factors(to, keys).inputs)
 
 
 def test_directions_that_share_windows_differ_in_sign_half_the_time() -> None:
     """Else the directions of two weights whose windows coincide would go together, step for step."""
     law = LowRank()
-    law.begin(1)
+    law.begin(0, 1)
     signs = law.factors(weight(2, 3), [mix(7, key) for key in range(400)]).scales
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert abs(float(signs.mean())) < 0.25

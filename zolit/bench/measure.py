@@ -19,6 +19,7 @@ from zolit.bench.yardstick import FourPass
 from zolit.directions import Directions
 from zolit.optimizer import ZerothOrder
 from zolit.probing import Closure
+from zolit.ranks import Ranks
 
 FEWEST_ROUNDS = 3
 
@@ -30,7 +31,7 @@ class Stepper(Protocol):
     def copies(self) -> int:
         """How often the next call of the closure shall repeat its batch."""
 
-    reduce: Callable[[Tensor], Tensor]
+    ranks: Ranks
 
     def step(self, closure: Closure) -> float:
         """Makes one step."""
@@ -71,6 +72,19 @@ class Entrant:
     rounds: int | None = None
 
 
+class _Weighing(Ranks):
+    """One process, that counts the bytes it would send."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def _weighed(self, own: Tensor) -> Tensor:
+        self.bytes += own.nbytes
+        return own
+
+    mean = gather = first = _weighed
+
+
 class _Runner:
     """An entrant on its workload: warm, and looked into, before it takes turns.
 
@@ -96,24 +110,18 @@ class _Runner:
         self._stepper.step(lambda: self._workload.losses(self._stepper.copies))
 
     def _inspect(self) -> None:
-        reduce, watch = self._stepper.reduce, Stopwatch(self._workload.device)
+        watch, weighing = Stopwatch(self._workload.device), _Weighing()
 
         def losses() -> Tensor:
             copies = self._stepper.copies
             self.forward_passes += copies
             return self._workload.losses(copies)
 
-        def weighed(own: Tensor) -> Tensor:
-            self.reduced_bytes += own.nbytes
-            return own
-
-        self._stepper.reduce = weighed
-        if isinstance(self._stepper, ZerothOrder):
-            self._stepper.gathered = weighed  # type: ignore[method-assign]
+        self._stepper.ranks = weighing
         with watch.timing(pieces(self._stepper)):
             self._stepper.step(losses)
-        self._stepper.reduce = reduce
-        vars(self._stepper).pop("gathered", None)
+        self._stepper.ranks = Ranks()
+        self.reduced_bytes = weighing.bytes
         self.parts = watch.seconds
 
     def cost(self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int) -> StepCost:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from zolit.probing import Closure
+from zolit.ranks import Ranks
 
 
 class FourPass:
@@ -35,7 +34,7 @@ class FourPass:
         self._lr = lr
         self._eps = eps
         self._seed = seed
-        self.reduce: Callable[[Tensor], Tensor] = lambda losses: losses
+        self.ranks = Ranks()
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:
@@ -49,7 +48,7 @@ class FourPass:
         self.move(-2 * self._eps)
         second = closure().mean()
         self.move(self._eps)
-        up, down = map(float, self.reduce(torch.stack([first, second])).tolist())
+        up, down = map(float, self.ranks.mean(torch.stack([first, second])).tolist())
         self.move(-self._lr * (up - down) / (2 * self._eps))
         self._seed += 1
         return (up + down) / 2

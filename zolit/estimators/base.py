@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -19,10 +20,12 @@ class Estimate:
     Attributes:
         coefficients: a: the gradient estimate is Σ aᵢuᵢ, shape (k,).
         derivatives: Δ: the loss's derivative along each direction, shape (k,).
+        curvatures: The loss's second derivative along each direction, shape (k,); None where it was not measured.
     """
 
     coefficients: Tensor
     derivatives: Tensor
+    curvatures: Tensor | None = None
 
 
 class Estimator(ABC):
@@ -41,6 +44,14 @@ class Estimator(ABC):
         """Estimates the gradient over the step's directions.
 
         Args:
-            evaluate: The only access to the loss. Queries of one call are independent of each other.
+            evaluate: The only access to the loss. Queries of one call are independent of each other. A row of zeros,
+                the loss at θ, costs no forward where another room has looked at it in this step.
             eps: ε, the probe radius.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, in tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state that ``state_dict`` returned."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from zolit.errors import require, require_one_of
 from zolit.estimators import SPSA
+from zolit.methods.about import About
 from zolit.optimizer import ZerothOrder
 from zolit.perturbation import Perturbation, Rademacher
 from zolit.probing import Probing, prober_for
@@ -69,6 +70,15 @@ class CurvZO(ZerothOrder):
     Raises:
         UserError: If a number is out of its range, or the options do not go together.
     """
+
+    about: ClassVar = About(
+        paper="CurvZO, arXiv 2603.21725",
+        rooms="selection by curvature scores, adaptive budget",
+        forwards="2q",
+        forwards_by_default=2,
+        memory="one number a block",
+        when="perturbing and updating is a large part of a step: only the sampled blocks are touched",
+    )
 
     def __init__(
         self,

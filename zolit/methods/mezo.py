@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from zolit.estimators import SPSA
+from zolit.methods.about import About
 from zolit.optimizer import ZerothOrder
 from zolit.perturbation import Perturbation
 from zolit.probing import Probing, prober_for
@@ -39,6 +42,15 @@ class MeZO(ZerothOrder):
     Raises:
         UserError: If a number is out of its range, or the model has no trainable parameter.
     """
+
+    about: ClassVar = About(
+        paper="MeZO, arXiv 2305.17333",
+        rooms="everything, Gaussian, two-point SPSA, SGD",
+        forwards="2q",
+        forwards_by_default=2,
+        memory="none",
+        when="the baseline of everything; where memory allows nothing else",
+    )
 
     def __init__(
         self,

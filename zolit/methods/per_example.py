@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from zolit.estimators import PerExampleSPSA
+from zolit.methods.about import About
 from zolit.optimizer import ZerothOrder
 from zolit.perturbation import ActivationGuided, LowRank
 from zolit.probing import Individual
@@ -46,6 +49,15 @@ class PerExample(ZerothOrder):
     Raises:
         UserError: If a number is out of its range, or the model has no trainable parameter.
     """
+
+    about: ClassVar = About(
+        paper="after GRZO, arXiv 2606.02857, EGGROLL, arXiv 2511.16652, and AGZO, arXiv 2601.17261",
+        rooms="low-rank directions for each example, probed apart",
+        forwards="2",
+        forwards_by_default=2,
+        memory="factors of directions, a few megabytes",
+        when="the fewest forwards early on; models of linear, embedding and norm layers",
+    )
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from zolit.blocks import Weight
 from zolit.hashing import mix, name_key
 from zolit.perturbation.factors import Factors
 from zolit.perturbation.low_rank import Cut, LowRank, offsets, windows
+from zolit.ranks import Ranks
 
 _TOKENS = name_key("tokens")
 
@@ -36,9 +37,9 @@ class ActivationGuided(LowRank):
         self._inputs: dict[int, Tensor] = {}
         self._looked_up: set[Weight] = set()
 
-    def begin(self, key: int) -> None:
+    def begin(self, seed: int, step: int) -> None:
         """Forgets the activations of the last step; see the base class."""
-        super().begin(key)
+        super().begin(seed, step)
         self._inputs.clear()
 
     def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, mask: Tensor | None) -> None:
@@ -59,6 +60,21 @@ class ActivationGuided(LowRank):
         mixture = torch.nn.functional.normalize(shares @ directions, dim=2) * inputs.shape[2] ** 0.5
         for key, own in zip(keys, mixture.to(weight.parameter.dtype), strict=True):
             self._inputs.setdefault(key, own)
+        self._last = None
+
+    def exchange(
+        self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks
+    ) -> None:
+        """Gathers the mixtures of all ranks, in one message; see the base class."""
+        guided = [weight for weight, keys in own.items() if all(key in self._inputs for key in keys)]
+        if not guided:
+            return
+        mixtures = [torch.stack([self._inputs[key] for key in own[weight]]).float().flatten(1) for weight in guided]
+        gathered = ranks.gather(torch.cat(mixtures, dim=1).t()).t()
+        parts = torch.split(gathered, [mixture.shape[1] for mixture in mixtures], dim=1)
+        for weight, part in zip(guided, parts, strict=True):
+            rows = part.to(weight.parameter.dtype).view(len(part), self.rank, -1)
+            self._inputs.update(zip(every[weight], rows, strict=True))
         self._last = None
 
     def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:

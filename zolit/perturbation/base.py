@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from zolit.blocks import Weight
+from zolit.closure import Look
 from zolit.perturbation.factors import Factors
+from zolit.ranks import Ranks
 from zolit.scratch import chunk
+
+if TYPE_CHECKING:  # who draw from a law, and thus import this room
+    from zolit.directions import Directions
+    from zolit.estimators.base import Estimate
 
 _ROWS = 64
 
@@ -19,15 +26,28 @@ _ROWS = 64
 class Perturbation(ABC):
     """A law with mean 0 and covariance I, drawn anew from a key whenever it is needed and never stored.
 
-    Subclasses draw float32 whatever the weights' type is, and by a generator of their own.
+    Subclasses draw float32 whatever the weights' type is, and by a generator of their own. Laws with another covariance
+    say so.
+
+    Attributes:
+        factored: Whether ``factors`` answers for every weight: such a law can give each example its own direction.
     """
 
-    def begin(self, key: int) -> None:
-        """Begins a step.
+    factored: bool = False
+
+    def bind(self, weights: Sequence[Weight]) -> None:
+        """Takes all trainable weights; called once, by the optimizer."""
+
+    def prepare(self, look: Look) -> None:
+        """Sees, before a step's directions are drawn, what the law needs of the batch or of the model.
 
         Args:
-            key: Mixed from seed and step. What depends on it must be the same after another ``begin`` with it.
+            look: The loss at θ, and the model to watch meanwhile. What is learned from a rank's own batch must be made
+                the same on all ranks, by ``look.ranks``. A look may raise: nothing may have been learned by then.
         """
+
+    def begin(self, seed: int, step: int) -> None:
+        """Begins a step. What depends on seed and step must be the same after another ``begin`` with them."""
 
     def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
         """Returns the (start, stop) of the pieces in which a weight's direction is drawn: whole rows, at most a chunk.
@@ -73,9 +93,35 @@ class Perturbation(ABC):
         """Returns the directions of a weight that several keys name, where the law has them as factors, else None."""
         return None
 
+    def observe(self, directions: Directions, estimate: Estimate) -> None:
+        """Learns from a step, after its update: the directions are drawn as they were until this returns.
+
+        Args:
+            directions: The step's.
+            estimate: What was found out about them.
+        """
+
+    def exchange(
+        self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks
+    ) -> None:
+        """Gives all ranks what their examples' directions are made of, where that cannot be drawn from keys.
+
+        Args:
+            own: The keys of this rank's examples for each chosen weight.
+            every: Those of all ranks' examples, in a row.
+            ranks: The processes.
+        """
+
     @abstractmethod
     def scratch_bytes(self) -> int:
         """Returns the bytes that are held for drawing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, by weight name, in tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state that ``state_dict`` returned."""
 
 
 @cache

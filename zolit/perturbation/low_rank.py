@@ -35,6 +35,8 @@ class LowRank(Perturbation):
         UserError: If it is not positive.
     """
 
+    factored = True
+
     def __init__(self, rank: int = 1) -> None:
         require(rank >= 1, f"rank: a direction needs at least rank 1, not {rank}")
         self.rank = rank
@@ -43,9 +45,9 @@ class LowRank(Perturbation):
         self._last: tuple[Weight, tuple[int, ...]] | None = None
         self._cuts: dict[tuple[Weight, tuple[int, ...]], Cut] = {}
 
-    def begin(self, key: int) -> None:
+    def begin(self, seed: int, step: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
-        self._pools.begin(mix(key, _PURPOSE))
+        self._pools.begin(mix(seed, step, _PURPOSE))
         self._last = None
         self._cuts.clear()
 

@@ -41,9 +41,9 @@ class GaussianPool(Perturbation):
         self._pools = Pools(chunks)
         self._cuts: dict[tuple[int, int, int], _Cut] = {}
 
-    def begin(self, key: int) -> None:
+    def begin(self, seed: int, step: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
-        self._pools.begin(mix(key, _PURPOSE))
+        self._pools.begin(mix(seed, step, _PURPOSE))
         self._cuts.clear()
 
     def _cut(self, weight: Weight, key: int, start: int, stop: int) -> _Cut:

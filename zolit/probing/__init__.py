@@ -2,8 +2,9 @@
 
 from typing import Literal, get_args
 
+from zolit.closure import Closure
 from zolit.errors import require_one_of
-from zolit.probing.base import Closure, Prober
+from zolit.probing.base import Prober
 from zolit.probing.in_place import InPlace
 from zolit.probing.individual import Individual
 from zolit.probing.streamed import Streamed

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zolit.closure import Closure
 from zolit.directions import Directions
 from zolit.errors import UserError, require
 from zolit.perturbation.factors import Factors
-from zolit.probing.base import Closure
 from zolit.probing.views import WeightView
 
 

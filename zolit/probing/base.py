@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from zolit.blocks import Weight
+from zolit.closure import Closure
 from zolit.directions import Directions
-
-Closure = Callable[[], Tensor]
-"""Returns a batch's mean loss, shape (), or each example's loss, shape (batch,), at the weights as they are."""
 
 
 class Prober(ABC):
@@ -50,15 +47,3 @@ class Prober(ABC):
     @abstractmethod
     def scratch_bytes(self) -> int:
         """Returns the most bytes that a probe has held beside the weights."""
-
-
-def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
-    """Calls a closure and returns the mean loss of each copy of its batch.
-
-    Returns:
-        Shape (copies,), float32 or, where the closure's is, float64.
-    """
-    # Under torch.autocast, weights cast to low precision are cached and the cache does not see that they were moved.
-    torch.clear_autocast_cache()
-    loss = closure()
-    return (loss if loss.dtype == torch.float64 else loss.float()).reshape(copies, -1).mean(1)

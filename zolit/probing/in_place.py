@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zolit.closure import Closure, mean_losses
 from zolit.directions import Directions
-from zolit.probing.base import Closure, Prober, mean_losses
+from zolit.probing.base import Prober
 
 
 class InPlace(Prober):

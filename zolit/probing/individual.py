@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from zolit.blocks import Weight
+from zolit.closure import Closure
 from zolit.directions import Directions
 from zolit.errors import require
 from zolit.probing.apart import ExampleProbe, ExampleView
-from zolit.probing.base import Closure, Prober
+from zolit.probing.base import Prober
 from zolit.probing.views import find_places, hidden, placed
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zolit.blocks import Weight
+from zolit.closure import Closure, mean_losses
 from zolit.directions import Directions
-from zolit.probing.base import Closure, Prober, mean_losses
+from zolit.probing.base import Prober
 from zolit.probing.in_place import InPlace
 from zolit.probing.perturbed import PerturbedWeight, Probe
 from zolit.probing.prefix import Prefix

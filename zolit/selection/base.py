@@ -10,12 +10,19 @@ import torch
 
 from zolit.blocks import Block
 from zolit.choice import Choice
+from zolit.closure import Look
 from zolit.directions import Directions
 from zolit.report import SelectionReport
 
 
 class Selection(ABC):
-    """Chooses the blocks of each step and learns from what the step measured."""
+    """Chooses the blocks of each step and learns from what the step measured.
+
+    Attributes:
+        masks: Whether it leaves single parameters of chosen blocks out.
+    """
+
+    masks: bool = False
 
     def bind(self, blocks: Sequence[Block], seed: int) -> None:
         """Takes the blocks that there are to choose from; called once, by the optimizer.
@@ -28,6 +35,15 @@ class Selection(ABC):
         self._seed = seed
         self._names = tuple(block.name for block in blocks)
         self._sizes = torch.tensor([block.numel for block in blocks])
+
+    def prepare(self, look: Look) -> None:
+        """Sees, before a step, what the choice needs of the batch or of the model.
+
+        Args:
+            look: The loss at θ, and the model to watch meanwhile. What is learned from a rank's own batch must be made
+                the same on all ranks, by ``look.ranks``. A look may raise: nothing may have been learned by then, and
+                ``select`` must answer all the same, though nothing will move.
+        """
 
     @abstractmethod
     def select(self, step: int) -> Choice:

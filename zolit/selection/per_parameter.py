@@ -69,6 +69,8 @@ class PerParameter(Selection):
         UserError: If φ is not below the least share that the budget may give, β out of its range or the rule unknown.
     """
 
+    masks = True
+
     def __init__(
         self,
         budget: Budget,

@@ -7,11 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from zolit.blocks import Weight
+from zolit.closure import Look
 from zolit.directions import Directions
 
 
 class Update(ABC):
     """Moves the weights."""
+
+    def bind(self, weights: Sequence[Weight]) -> None:
+        """Takes all trainable weights; called once, by the optimizer, and they are as they were before any step."""
+
+    def prepare(self, look: Look) -> None:
+        """Does, before a step, what needs the loss: θ may be moved here.
+
+        Args:
+            look: The loss at θ as it is when it is called. A look may raise: θ must then be as it was.
+        """
 
     @abstractmethod
     def apply(

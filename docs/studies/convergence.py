@@ -1,0 +1,152 @@
+"""A run on real text at a given number of forwards, and what it has reached on the way: a line of csv for each look.
+
+    python docs/studies/convergence.py MODEL_FOLDER TRAIN.jsonl VALIDATION.jsonl OUT.csv \
+        --method PerExample --lr 1e-6 --forwards 600 --decay linear --seed 1 --options '{"eps": 3e-4}'
+
+Weights are bfloat16, batches of 16, 300 held-out sentences. ``--method AdamW`` is first-order training in float32, of
+which every step counts as 3 forwards. ``--lora`` tunes adapters of rank 8 on the query and value projections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import zolit
+from zolit.allocator import keep_freed_memory
+
+BATCH = 16
+HELD_OUT = 300
+COLUMNS = ("method", "tuning", "lr", "decay", "options", "seed", "forwards", "seconds", "loss", "accuracy")
+WORDS = (" terrible", " great")
+
+
+class Reviews:
+    """Labelled sentences as prompts, and the model's loss on them."""
+
+    def __init__(self, folder: str, train: Path, validation: Path, model: nn.Module) -> None:
+        self._model = model
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self._words = [self._tokenizer(word).input_ids[0] for word in WORDS]
+        self.train, held_out = (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (train, validation)
+        )
+        self._held_out = sorted(held_out[:HELD_OUT], key=lambda record: len(record["sentence"]))
+
+    def logits(self, records: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Returns the words' logits, shape (batch, 2), float32, and the labels."""
+        batch = self._tokenizer([f"{r['sentence']} It was" for r in records], return_tensors="pt", padding=True)
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        output = self._model(**batch, position_ids=positions, logits_to_keep=1, use_cache=False)
+        return output.logits[:, -1, self._words].float(), torch.tensor([r["label"] for r in records])
+
+    def losses(self, records: list[dict[str, Any]]) -> Tensor:
+        """Returns each example's loss."""
+        return functional.cross_entropy(*self.logits(records), reduction="none")
+
+    @torch.no_grad()
+    def held_out(self) -> tuple[float, float]:
+        """Returns loss and accuracy on the held-out sentences."""
+        loss = hits = 0.0
+        for start in range(0, HELD_OUT, 50):
+            logits, labels = self.logits(self._held_out[start : start + 50])
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            hits += float((logits.argmax(1) == labels).sum())
+        return loss / HELD_OUT, hits / HELD_OUT
+
+
+def main() -> None:
+    """Runs, and appends to the csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("train", type=Path)
+    parser.add_argument("validation", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--method", default="MeZO")
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--forwards", type=int, default=600)
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--decay", choices=("none", "linear"), default="none")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--options", type=json.loads, default={})
+    options = parser.parse_args()
+    keep_freed_memory()
+    first_order = options.method == "AdamW"
+    dtype = torch.float32 if first_order else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+    if options.lora:
+        from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
+        torch.manual_seed(options.seed)
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], bias="none")
+        model = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+    reviews = Reviews(options.model, options.train, options.validation, model)
+    step, cost = stepper(options, model, reviews)
+    order = torch.Generator().manual_seed(options.seed)
+    total, used, spent, looks = options.forwards, 0, 0.0, 0
+    indices: list[int] = []
+    record(options, 0, 0.0, reviews)
+    while used + cost <= total:
+        if len(indices) < BATCH:
+            indices = torch.randperm(len(reviews.train), generator=order).tolist()
+        batch, indices = indices[:BATCH], indices[BATCH:]
+        start = time.perf_counter()
+        step([reviews.train[i] for i in batch], batch, 1.0 - used / total if options.decay == "linear" else 1.0)
+        spent += time.perf_counter() - start
+        used += cost
+        if used // options.every > looks or used + cost > total:
+            looks = used // options.every
+            record(options, used, spent, reviews)
+
+
+Step = Callable[[list[dict[str, Any]], list[int], float], None]
+
+
+def stepper(options: argparse.Namespace, model: nn.Module, reviews: Reviews) -> tuple[Step, int]:
+    """Returns what makes a step, given records, their names and the share of the rate, and the forwards it takes."""
+    if options.method == "AdamW":
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        adam = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.0)
+
+        def descend(records: list[dict[str, Any]], _: list[int], share: float) -> None:
+            adam.param_groups[0]["lr"] = options.lr * share
+            reviews.losses(records).mean().backward()
+            adam.step()
+            adam.zero_grad()
+
+        return descend, 3
+    optimizer = getattr(zolit, options.method)(model, lr=options.lr, seed=options.seed, **options.options)
+
+    def probe(records: list[dict[str, Any]], names: list[int], share: float) -> None:
+        optimizer.param_groups[0]["lr"] = options.lr * share
+        optimizer.step(lambda: reviews.losses(records), **({"examples": names} if optimizer.individual else {}))
+
+    return probe, 2 * options.options.get("directions", 1)
+
+
+def record(options: argparse.Namespace, used: int, spent: float, reviews: Reviews) -> None:
+    """Appends a line: what ran, forwards and seconds spent, held-out loss and accuracy."""
+    loss, accuracy = reviews.held_out()
+    new = not options.out.exists()
+    with options.out.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        if new:
+            writer.writerow(COLUMNS)
+        tuning = "lora" if options.lora else "full"
+        what = [options.method, tuning, options.lr, options.decay, json.dumps(options.options), options.seed]
+        writer.writerow([*what, used, f"{spent:.1f}", f"{loss:.4f}", f"{accuracy:.3f}"])
+
+
+if __name__ == "__main__":
+    main()
