@@ -16,6 +16,7 @@ CONFIGS = ROOT / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
+TUNINGS = sorted(path.stem for path in (CONFIGS / "tuning").glob("*.yaml"))
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1")
 
 
@@ -26,7 +27,11 @@ def test_the_promised_files_are_there() -> None:
     assert {path.relative_to(CONFIGS) for path in CONFIGS.glob("*.yaml")} == {Path("quickstart.yaml")}
 
 
-@pytest.mark.parametrize(("model", "method", "task"), list(product(MODELS, METHODS, TASKS)))
+COMPOSED = {(model, "mezo", task) for model, task in product(MODELS, TASKS)}
+COMPOSED |= {("smollm2-135m", method, task) for method, task in product(METHODS, TASKS)}
+
+
+@pytest.mark.parametrize(("model", "method", "task"), sorted(COMPOSED))
 def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: str, task: str) -> None:
     cli = zolit(
         "fit",
@@ -41,6 +46,14 @@ def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: 
     assert cli.trainer.global_step == 2
     assert type(cli.model.zo).__name__.lower() == method.replace("-", "")
     assert cli.model.zo.param_groups[0]["lr"] == cli.config.fit.model.optimizer.init_args.lr
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_tunings_compose(zolit: Fit, tuning: str) -> None:
+    cli = zolit("fit", "--config=configs/method/mezo.yaml", f"--config=configs/tuning/{tuning}.yaml", *TWO_STEPS)
+    assert cli.model.zo.eps == cli.config.fit.model.optimizer.init_args.eps > 1e-3
+    names = {weight.name for block in cli.model.zo.blocks for weight in block.weights}
+    assert all(tuning in name.lower() or "prompt_encoder" in name for name in names)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""The command ``zolit``: fit, validate, test and predict, by LightningCLI, and bench."""
+"""The command ``zolit``: fit, validate, test and predict, by LightningCLI, bench, and methods."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing_extensions import override
 
 import zolit.bench
 import zolit.methods
+import zolit.methods.listing
 from zolit.allocator import keep_freed_memory
 from zolit.errors import NonFiniteLossError, UserError, require
 from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
@@ -143,8 +144,8 @@ def run(args: list[str] | None = None) -> ZolitCLI:
         parser_class=ZolitParser,
         parser_kwargs={
             "prog": "zolit",
-            "description": "Fine-tune language models with forward passes alone. What a step costs on this machine: "
-            "zolit bench --help.",
+            "description": "Fine-tune language models with forward passes alone. Methods: zolit methods. "
+            "What a step costs on this machine: zolit bench --help.",
         },
         auto_configure_optimizers=False,
         seed_everything_default=0,
@@ -168,6 +169,8 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["bench"]:  # not of LightningCLI, whose subcommands are the trainer's
             zolit.bench.run(sys.argv[2:])
+        elif sys.argv[1:2] == ["methods"]:
+            zolit.methods.listing.show(zolit.methods.abouts())
         else:
             run()
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:

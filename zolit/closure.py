@@ -46,6 +46,7 @@ class Look:
     Attributes:
         step: Index of the step, from 0.
         losses: What was seen, one number a forward.
+        backwards: How many of them were gone back through.
         at_theta: The latest loss, where θ has not moved since; None where nobody looked.
     """
 
@@ -54,6 +55,7 @@ class Look:
         self.ranks = ranks
         self.step = step
         self.losses: list[float] = []
+        self.backwards = 0
         self.at_theta: float | None = None
         self._closure = closure
 
@@ -85,6 +87,7 @@ class Look:
             loss = self._closure().float().mean()
             found = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
         torch.clear_autocast_cache()
+        self.backwards += 1
         self._seen(loss.detach().view(1))
         return {
             weight: self.ranks.mean(torch.zeros_like(weight.parameter) if own is None else own.contiguous())

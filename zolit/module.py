@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 from torchmetrics.classification import BinaryAccuracy
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from zolit.errors import require
@@ -26,6 +25,7 @@ from zolit.pretrained import check_model_path, load_causal_lm
 from zolit.signals import deferred_signals
 from zolit.strategies import ProcessRanks, ReplicatedStrategy
 from zolit.tasks import PromptBatch, micro_batches
+from zolit.tuning import Full, Tuning
 
 
 class ZerothOrderModule(LightningModule):
@@ -38,7 +38,8 @@ class ZerothOrderModule(LightningModule):
 
     Args:
         name_or_path: Folder or hub id of a causal language model.
-        optimizer: The method, MeZO or CurvZO, with its options under ``init_args``.
+        optimizer: The method, e.g. MeZO or CurvZO, with its options under ``init_args``; `zolit methods` lists them.
+        tuning: Which weights are tuned: zolit.tuning.Full (all, or by a pattern), LoRA or Prefix; null is all.
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after every training step; of Lightning,
             lightning.pytorch.cli.ReduceLROnPlateau, stepped after every validation; null keeps the rate constant.
         objective: classification is the cross-entropy over the label words' likelihoods, as in MeZO; lm is the
@@ -57,6 +58,7 @@ class ZerothOrderModule(LightningModule):
         name_or_path: str,
         *,
         optimizer: Callable[[nn.Module], ZerothOrder] = MeZO,
+        tuning: Tuning | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         objective: Literal["classification", "lm"] = "classification",
         micro_batch_size: int | None = None,
@@ -71,7 +73,8 @@ class ZerothOrderModule(LightningModule):
         )
         self.automatic_optimization = False
         self.name_or_path = name_or_path
-        self.model: PreTrainedModel | None = None
+        self.model: nn.Module | None = None
+        self._tuning = tuning or Full()
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
         self._objective = objective
@@ -111,13 +114,15 @@ class ZerothOrderModule(LightningModule):
     @override
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = load_causal_lm(
+            model = load_causal_lm(
                 self.name_or_path,
                 dtype=torch.get_default_dtype(),
                 attn_implementation=self._attn_implementation,
                 trust_remote_code=self._trust_remote_code,
             )
-            self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+            told = "position_ids" in inspect.signature(model.forward).parameters
+            self._takes_positions = told and self._tuning.takes_positions
+            self.model = self._tuning.prepare(model)
 
     @override
     def configure_optimizers(self) -> Any:

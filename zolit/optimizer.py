@@ -109,6 +109,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._scratch = Scratch()
         self._steps = 0
         self._forwards = 0
+        self._backwards = 0
         self._skipped = 0
         self._skipped_in_a_row = 0
 
@@ -194,6 +195,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 estimate = self.estimator.estimate(evaluate, self.eps)
                 if self.individual:
                     directions.exchange(self.ranks)
+        self._backwards += look.backwards
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
         assert self.last_step is not None
@@ -226,6 +228,7 @@ class ZerothOrder(torch.optim.Optimizer):
             skipped_steps=self._skipped,
             learning_rate=lr,
             selection=self.selection.report(choice),
+            total_backward_passes=self._backwards,
         )
         self._steps += 1
 
@@ -262,6 +265,7 @@ class ZerothOrder(torch.optim.Optimizer):
             "zo": {
                 "steps": self._steps,
                 "forwards": self._forwards,
+                "backwards": self._backwards,
                 "skipped": self._skipped,
                 "skipped_in_a_row": self._skipped_in_a_row,
                 "seed": self.seed,
@@ -278,6 +282,7 @@ class ZerothOrder(torch.optim.Optimizer):
         state = state_dict["zo"]
         self._steps = state["steps"]
         self._forwards = state["forwards"]
+        self._backwards = state["backwards"]
         self._skipped = state["skipped"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self.seed = state["seed"]

@@ -51,7 +51,7 @@ class StepReport:
     Attributes:
         step: Index of the step, from 0.
         loss: Mean of the step's losses, all ranks together.
-        losses: Loss of each query, shape (queries,).
+        losses: Loss of each forward, shape (forwards,).
         coefficients: a: how far the weights move along each direction before the learning rate, shape (k,). For
             SPSA these are the projected gradients.
         forward_passes: Forwards of the whole batch that this step took.
@@ -60,6 +60,7 @@ class StepReport:
         skipped_steps: How many steps were skipped since the first.
         learning_rate: The rate that was used.
         selection: What was perturbed.
+        total_backward_passes: Backward passes since the first step; 0 but for methods that are first order in part.
     """
 
     step: int
@@ -72,3 +73,4 @@ class StepReport:
     skipped_steps: int
     learning_rate: float
     selection: SelectionReport
+    total_backward_passes: int = 0

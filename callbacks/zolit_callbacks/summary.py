@@ -124,6 +124,7 @@ class RunSummary(pl.Callback):
             "loss_after": self._after.get("val/loss"),
             "steps": self._steps_of(trainer),
             "forward_passes": 0 if last is None else last.total_forward_passes,
+            "backward_passes": 0 if last is None else last.total_backward_passes,
             "skipped_steps": 0 if last is None else last.skipped_steps,
             "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
             "step_over_two_forwards": statistics.median(self._ratios) if self._ratios else None,
@@ -175,9 +176,8 @@ def _table(figures: dict[str, Any], folder: Path) -> Table:
     table = Table(title=f"{figures['method']}: what happened", show_header=False, title_justify="left")
     table.add_row("accuracy before", share("accuracy_before"))
     table.add_row("accuracy after", share("accuracy_after"))
-    table.add_row(
-        "forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, none of them backward"
-    )
+    backward = f"{figures['backward_passes']:,} backward" if figures["backward_passes"] else "none of them backward"
+    table.add_row("forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, {backward}")
     table.add_row("time of a step", ratio("step_over_two_forwards", "two plain forwards"))
     memory = f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB at the peak"
     if figures["step_memory_over_inference"] is not None:

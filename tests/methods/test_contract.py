@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tests.tiny import layered, regression, same, weights_of
-from zolit import CurvZO, MeZO, PerExample, ZerothOrder
-from zolit.selection import BlockScores, Curvature, FixedBudget
+import zolit.methods
+from tests.conftest import ROOT
+from tests.methods.battery import METHODS, OFF_SPAN, made
+from tests.tiny import layered, regression, same, seen_by, weights_of
+from zolit import ZerothOrder
 
-METHODS = {
-    "mezo": (MeZO, {}),
-    "mezo, 2 directions": (MeZO, {"directions": 2}),
-    "mezo, momentum and decay": (MeZO, {"momentum": 0.5, "weight_decay": 0.01}),
-    "curvzo, tensors": (CurvZO, {}),
-    "curvzo, layers": (CurvZO, {"blocks": "layer"}),
-    "curvzo, pattern": (CurvZO, {"blocks": r"^[a-z]+"}),
-    "curvzo, parameters": (CurvZO, {"blocks": "parameter"}),
-    "curvzo, parameters, momentum": (CurvZO, {"blocks": "parameter", "momentum": 0.5}),
-    "curvzo, uniform": (CurvZO, {"sampling": "uniform"}),
-    "curvzo, fixed budget": (CurvZO, {"budget": 0.4}),
-    "curvzo, plain weights": (CurvZO, {"horvitz_thompson": False}),
-    "curvzo, literal": (CurvZO, {"score": "literal", "exploration": 0.0}),
-    "curvzo, corrected": (CurvZO, {"score": "corrected"}),
-    "curvzo, unbiased": (CurvZO, {"score": "unbiased"}),
-    "per example": (PerExample, {}),
-    "per example, plain": (PerExample, {"guided": False}),
-    "per example, rank 2, momentum": (PerExample, {"guided": False, "rank": 2, "momentum": 0.5}),
-    "per example, by curvature": (
-        PerExample,
-        {
-            "guided": False,
-            "selection": lambda: Curvature(FixedBudget(0.5), BlockScores(rule="unbiased"), exploration=0.1),
-        },
-    ),
-    "curvzo, by size": (CurvZO, {"divide_by_size": True, "directions": 2}),
-}
+DEFAULTS = {name: method for name, (method, options) in METHODS.items() if not options}
 
 
 @pytest.fixture(params=METHODS)
-def make(request: pytest.FixtureRequest) -> Callable[..., ZerothOrder]:
+def name(request: pytest.FixtureRequest) -> str:
+    """One of all methods and forms."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make(name: str) -> Callable[..., ZerothOrder]:
     """Builds the method on a model, some options given by the test."""
-    method, options = METHODS[request.param]
+    return lambda model, **more: made(name, model, **more)
 
-    def build(model: nn.Module, **more: Any) -> ZerothOrder:
-        fresh = {name: value() if callable(value) else value for name, value in options.items()}
-        return method(model, **{**fresh, **more})
 
-    return build
+def test_every_method_is_put_to_the_test() -> None:
+    assert {method.__name__ for method in DEFAULTS.values()} == set(zolit.methods.__all__)
 
 
 def trained(
@@ -63,7 +44,7 @@ def trained(
     **options: Any,
 ) -> tuple[nn.Module, ZerothOrder]:
     model = layered(dtype, order)
-    optimizer = make(model, **{"lr": 1e-3, **options})
+    optimizer = make(model, **options)
     closure = regression(model)
     for _ in range(steps):
         optimizer.step(closure)
@@ -83,7 +64,7 @@ def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder])
     """Under bf16-true, Lightning makes bfloat16 torch's default type."""
     model, _ = trained(make, 5, torch.bfloat16)
     other = layered(torch.bfloat16)
-    optimizer, closure = make(other, lr=1e-3), regression(other)
+    optimizer, closure = make(other), regression(other)
     torch.set_default_dtype(torch.bfloat16)
     for _ in range(5):
         optimizer.step(closure)
@@ -131,7 +112,7 @@ def test_learns(make: Callable[..., ZerothOrder]) -> None:
     model = layered()
     closure = regression(model)
     before = float(closure().detach().mean())
-    optimizer = make(model, lr=1e-3, eps=1e-3)
+    optimizer = make(model)
     for _ in range(300):
         optimizer.step(closure)
     assert float(closure().detach().mean()) < 0.6 * before
@@ -157,7 +138,7 @@ def test_report_is_consistent(make: Callable[..., ZerothOrder]) -> None:
         assert report.total_forward_passes == before + calls
         assert report.forward_passes == len(report.losses) == calls // (step + 1)
         assert loss == report.loss == pytest.approx(sum(report.losses) / len(report.losses))
-        assert len(report.coefficients) == (16 if optimizer.individual else report.forward_passes // 2)
+        assert len(report.coefficients) == (16 if optimizer.individual else optimizer.estimator.directions)
         assert (report.skipped, report.skipped_steps) == (False, 0)
         assert report.learning_rate == 1e-3
         assert selection.names == tuple(block.name for block in optimizer.blocks)
@@ -200,8 +181,8 @@ def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrde
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     model = layered(dtype, seed=9)
-    model.load_state_dict(saved["model"])
     fresh = make(model, lr=0.5, seed=77)
+    model.load_state_dict(saved["model"])
     fresh.load_state_dict(saved["optimizer"])
     closure = regression(model)
     for _ in range(6):
@@ -212,3 +193,125 @@ def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrde
     assert (mine.step, mine.total_forward_passes) == (theirs.step, theirs.total_forward_passes)
     assert torch.equal(mine.selection.probabilities, theirs.selection.probabilities)
     assert mine.selection.effective_support == theirs.selection.effective_support
+
+
+def page_of(method: type[ZerothOrder]) -> str:
+    """The text of a method's page."""
+    return (ROOT / "docs" / "methods" / method.about.page).read_text(encoding="utf-8")
+
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_forwards_are_as_many_as_the_page_says(name: str) -> None:
+    model = layered()
+    optimizer, closure = made(name, model), regression(model)
+    about = DEFAULTS[name].about
+    for _ in range(10):
+        optimizer.step(closure)
+    assert optimizer.last_step.forward_passes == about.forwards_by_default
+    assert (optimizer.last_step.total_backward_passes > 0) == (about.backwards > 0)
+    page, number = page_of(DEFAULTS[name]), about.forwards_by_default
+    assert f"{NUMBERS[number]} forward" in page.lower() or f"{number} forward" in page
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probes_leave_no_trace(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
+    """At a rate of 0 weights are what they were, to the bit."""
+    model = layered(dtype)
+    optimizer, closure = make(model, lr=0.0), regression(model)
+    before = weights_of(model)
+    for _ in range(4):
+        optimizer.step(closure)
+    assert same(weights_of(model), before)
+
+
+class Falls:
+    """A closure that is not finite at its n-th call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._closure = regression(model)
+        self.calls, self.bad = 0, -1
+
+    def __call__(self) -> Tensor:
+        losses = self._closure()
+        self.calls += 1
+        return losses * math.nan if self.calls == self.bad else losses
+
+
+def knowledge(state: object) -> list[Tensor]:
+    """All tensors and numbers of a nested state, copied."""
+    if isinstance(state, dict):
+        return [found for key, value in state.items() if key not in COUNTERS for found in knowledge(value)]
+    if isinstance(state, list | tuple):
+        return [found for value in state for found in knowledge(value)]
+    return [state.clone()] if isinstance(state, Tensor) else [torch.tensor(state)] if isinstance(state, float) else []
+
+
+COUNTERS = {"steps", "forwards", "backwards", "skipped", "skipped_in_a_row"}
+
+
+def test_a_loss_that_is_not_finite_moves_and_teaches_nothing(make: Callable[..., ZerothOrder]) -> None:
+    model = layered(torch.bfloat16)
+    optimizer, closure = make(model), Falls(model)
+    for _ in range(3):
+        optimizer.step(closure)
+    for bad in range(1, optimizer.last_step.forward_passes + 1):
+        before, known = weights_of(model), knowledge(optimizer.state_dict()["zo"])
+        closure.bad = closure.calls + bad
+        if bad == 1:
+            with pytest.warns(RuntimeWarning, match="not all finite"):
+                optimizer.step(closure)
+        else:
+            optimizer.step(closure)
+        assert optimizer.last_step.skipped
+        assert same(weights_of(model), before)
+        assert all(map(torch.equal, knowledge(optimizer.state_dict()["zo"]), known))
+        optimizer.step(closure)
+        assert not optimizer.last_step.skipped
+
+
+def test_state_of_16_bit_weights_is_wide(make: Callable[..., ZerothOrder]) -> None:
+    """But for copies of the weights themselves."""
+    _, optimizer = trained(make, 3, torch.bfloat16)
+    tensors = knowledge({key: value for key, value in optimizer.state_dict()["zo"].items() if key != "update"})
+    assert not [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize < 4]
+    velocities = knowledge(optimizer.state_dict()["zo"]["update"].get("velocities", {}))
+    assert all(velocity.dtype == torch.float32 for velocity in velocities)
+
+
+# tests/probing/test_individual.py and test_reference.py have the others.
+ALONG = [
+    name
+    for name, (method, options) in METHODS.items()
+    if not options.get("momentum") and options.get("blocks") != "parameter" and name not in OFF_SPAN
+    if method is not zolit.PerExample
+]
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_weights_move_along_what_was_probed(name: str) -> None:
+    """Block by block, the movement lies in the span of the perturbations that modules computed with; on every step."""
+    model = layered(torch.float64)
+    optimizer = made(name, model, eps=0.01)
+    closure = regression(model)
+    probed: list[dict[str, Tensor]] = []
+
+    def seeing() -> Tensor:
+        probed.append(seen_by(model))
+        return closure()
+
+    for _ in range(6):
+        probed.clear()
+        before = weights_of(model)
+        optimizer.step(seeing)
+        for key, theta in before.items():
+            moved = (model.get_parameter(key).detach() - theta).flatten()
+            ways = torch.stack([(seen[key] - theta).flatten() for seen in probed])
+            ways = ways[ways.norm(dim=1) > 0]
+            if not moved.any():
+                continue
+            assert len(ways), f"{key} moved, and no probe has moved it"
+            rest = moved - ways.t() @ torch.linalg.lstsq(ways.t(), moved.unsqueeze(1), driver="gelsd").solution[:, 0]
+            assert float(rest.norm()) < 1e-5 * float(moved.norm()), key

@@ -16,6 +16,7 @@ class About:
         forwards_by_default: The same as a number, with the options' defaults.
         memory: What is kept beside MeZO's memory.
         when: When to take it.
+        page: Its page, in docs/methods.
         backwards: Backward passes of a step.
     """
 
@@ -25,4 +26,5 @@ class About:
     forwards_by_default: int
     memory: str
     when: str
+    page: str = ""
     backwards: int = 0

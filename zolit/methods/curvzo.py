@@ -78,6 +78,7 @@ class CurvZO(ZerothOrder):
         forwards_by_default=2,
         memory="one number a block",
         when="perturbing and updating is a large part of a step: only the sampled blocks are touched",
+        page="curvzo.md",
     )
 
     def __init__(

@@ -50,6 +50,7 @@ class MeZO(ZerothOrder):
         forwards_by_default=2,
         memory="none",
         when="the baseline of everything; where memory allows nothing else",
+        page="mezo.md",
     )
 
     def __init__(

@@ -57,6 +57,7 @@ class PerExample(ZerothOrder):
         forwards_by_default=2,
         memory="factors of directions, a few megabytes",
         when="the fewest forwards early on; models of linear, embedding and norm layers",
+        page="../per-example.md",
     )
 
     def __init__(

@@ -77,8 +77,12 @@ class Individual(Prober):
         ends = torch.tensor([queries[0], queries[-1]], dtype=torch.float32, device=first.device)
         mixed = probe.forward(closure, torch.where(even, ends[0], ends[1]))
         if not losses.isfinite().all():
+            escaped = False
+            if mixed.isfinite().all():  # θ is no longer hidden; or else one forward alone went wrong, and once
+                with hidden(weights):
+                    escaped = not probe.forward(closure, queries[0]).isfinite().all()
             require(
-                not bool(mixed.isfinite().all()),
+                not escaped,
                 "probing: the model holds weights elsewhere than in its modules' attributes, where directions of "
                 "single examples cannot reach them; take another method",
             )

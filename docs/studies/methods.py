@@ -1,0 +1,230 @@
+"""Every method at equal forwards, on the quickstart's model and on a quadratic: loss, cosine to the gradient, seconds.
+
+    python docs/studies/methods.py OUT.csv            # about half an hour on one core
+    python docs/studies/methods.py OUT.csv --plot docs/images/methods.png
+
+Each method gets four learning rates, a factor of 3 apart, with one seed of their own, and then five other seeds at the
+best of them. A forward that is gone back through counts as three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from reviews import Reviews
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import zolit
+
+QUICKSTART = Path(__file__).parents[2] / "zolit" / "quickstart"
+FORWARDS = {"quickstart": 400, "quadratic": 600}
+LOOKS = 5
+TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
+COLUMNS = ("problem", "method", "lr", "seed", "forwards", "loss", "cosine", "seconds")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its options, and the middle of its rates on each problem."""
+
+    method: str
+    quickstart: float
+    quadratic: float
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+class Quadratic(nn.Module):
+    """Two matrices and a vector that are to map inputs of decaying spectrum as a teacher does: quadratic in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer = nn.Linear(32, 24)
+        self.inputs = torch.randn(64, 32, generator=generator) * torch.logspace(0, -1.5, 32)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+            self.targets = self.inputs @ torch.randn(32, 24, generator=generator) + 1.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Answers as the teacher should."""
+        output: Tensor = self.layer(inputs)
+        return output
+
+
+def problems(name: str) -> tuple[nn.Module, Callable[[int], Callable[[], Tensor]], Callable[[], float]]:
+    """Returns a model, what gives the closure of a step, and what gives the held-out loss."""
+    if name == "quadratic":
+        quadratic = Quadratic()
+
+        def losses() -> Tensor:
+            return (quadratic(quadratic.inputs) - quadratic.targets).square().sum(1) / 2
+
+        return quadratic, lambda step: losses, lambda: float(losses().mean())
+    folder = str(QUICKSTART / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    files = QUICKSTART / "reviews.train.jsonl", QUICKSTART / "reviews.validation.jsonl"
+    reviews = Reviews(folder, *files, model, 200)
+
+    def batch(step: int) -> Callable[[], Tensor]:
+        chosen = torch.randperm(len(reviews.train), generator=torch.Generator().manual_seed(step))[:16].tolist()
+        return lambda: reviews.losses([reviews.train[i] for i in chosen])
+
+    return model, batch, lambda: reviews.held_out()[0]
+
+
+def run(problem: str, entry: Entry, lr: float, seed: int) -> Iterator[tuple[int, float, float, float]]:
+    """Yields forwards, held-out loss, mean cosine of steps to the descent direction, and seconds of steps so far."""
+    model, batch, held_out = problems(problem)
+    optimizer = getattr(zolit, entry.method)(model, lr=lr, seed=seed, **dict(entry.options))
+    parameters = [weight.parameter for block in optimizer.blocks for weight in block.weights]
+    used, spent, looks, cosines = 0, 0.0, 0, [0.0]
+    with torch.no_grad():
+        yield 0, held_out(), 0.0, 0.0
+    step = 0
+    while used < FORWARDS[problem]:
+        closure = batch(1000 * seed + step)
+        watched = step % 10 == 0
+        if watched:
+            with torch.enable_grad():
+                gradient = torch.cat([g.flatten() for g in torch.autograd.grad(closure().mean(), parameters)])
+            before = torch.cat([p.detach().flatten().clone() for p in parameters])
+        start = time.perf_counter()
+        optimizer.step(closure)
+        spent += time.perf_counter() - start
+        if watched:
+            moved = torch.cat([p.detach().flatten() for p in parameters]) - before
+            cosines.append(float(nn.functional.cosine_similarity(-moved, gradient, dim=0)))
+        step += 1
+        report = optimizer.last_step
+        used = report.total_forward_passes + 2 * report.total_backward_passes
+        if used * LOOKS // FORWARDS[problem] > looks:
+            looks = used * LOOKS // FORWARDS[problem]
+            with torch.no_grad():
+                yield used, held_out(), mean(cosines[1:]), spent
+
+
+def best_rate(problem: str, entry: Entry) -> float:
+    """Returns the rate that ends lowest with the tuning seed."""
+    middle = getattr(entry, problem)
+    ends: dict[float, float] = {}
+    for power in (-2, -1, 0, 1):
+        lr = float(f"{middle * 3.0**power:.2g}")
+        try:
+            (*_, (_, loss, _, _)) = run(problem, entry, lr, TUNING_SEED)
+            ends[lr] = loss if math.isfinite(loss) else math.inf
+        except zolit.NonFiniteLossError:
+            ends[lr] = math.inf
+    return min(ends, key=ends.__getitem__)
+
+
+def main() -> None:
+    """Runs what the csv does not hold yet, or draws what it holds."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    if options.plot:
+        plot(options.out, options.plot)
+        return
+    torch.set_num_threads(1)
+    new = not options.out.exists()
+    held = set() if new else {(row["problem"], row["method"]) for row in rows(options.out)}
+    with options.out.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        if new:
+            writer.writerow(COLUMNS)
+        for problem in FORWARDS:
+            for label, entry in ENTRIES.items():
+                if (problem, label) in held:
+                    continue
+                lr = best_rate(problem, entry)
+                for seed in SEEDS:
+                    for used, loss, cosine, seconds in run(problem, entry, lr, seed):
+                        writer.writerow(
+                            [problem, label, lr, seed, used, f"{loss:.5g}", f"{cosine:.4f}", f"{seconds:.2f}"]
+                        )
+                lines.flush()
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    """Reads the csv."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def plot(file: Path, image: Path) -> None:
+    """Draws a panel for each method, MeZO's curve in gray behind it, and prints a table of how they end."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    found = rows(file)
+    labels = list(dict.fromkeys(row["method"] for row in found))
+    columns = 6
+    figure, axes = plt.subplots(
+        2 * math.ceil(len(labels) / columns),
+        columns,
+        figsize=(15, 4.2 * math.ceil(len(labels) / columns)),
+        sharex="row",
+    )
+    print("| problem | method | rate | loss | cosine | seconds |")
+    for half, problem in enumerate(FORWARDS):
+        curves = {
+            label: curve([r for r in found if (r["problem"], r["method"]) == (problem, label)]) for label in labels
+        }
+        for index, label in enumerate(labels):
+            panel = axes[half * math.ceil(len(labels) / columns) + index // columns][index % columns]
+            for name, color in (("MeZO", "0.7"), (label, "C0")):
+                x, middle, low, high = curves[name][:4]
+                panel.plot(x, middle, color=color)
+                panel.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+            panel.set_title(label, fontsize=9)
+            panel.set_yscale("log")
+            panel.tick_params(labelsize=7)
+            end = [r for r in found if (r["problem"], r["method"]) == (problem, label)]
+            last = [
+                max((r for r in end if r["seed"] == s), key=lambda r: int(r["forwards"]))
+                for s in {r["seed"] for r in end}
+            ]
+            losses = torch.tensor([float(r["loss"]) for r in last])
+            print(
+                f"| {problem} | {label} | {last[0]['lr']} | {losses.mean():.3g} ± {losses.std():.2g} | "
+                f"{mean(float(r['cosine']) for r in last):.3f} | {mean(float(r['seconds']) for r in last):.1f} |"
+            )
+    for panel in axes.flat:
+        panel.set_visible(bool(panel.lines))
+    figure.supxlabel("forward passes (upper half: quickstart, lower half: quadratic)", fontsize=9)
+    figure.supylabel("held-out loss, mean and range of five seeds; gray: MeZO", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(image, dpi=80)
+
+
+def curve(found: list[dict[str, str]]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Returns forwards, and mean, least and largest loss of the seeds there."""
+    seeds = [[r for r in found if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in found)]
+    looks = list(zip(*seeds, strict=True))
+    losses = [[float(r["loss"]) for r in look] for look in looks]
+    forwards = [mean(float(r["forwards"]) for r in look) for look in looks]
+    return forwards, [mean(part) for part in losses], [min(part) for part in losses], [max(part) for part in losses]
+
+
+ENTRIES = {
+    "MeZO": Entry("MeZO", 5e-4, 1e-3),
+    "CurvZO": Entry("CurvZO", 3e-4, 1e-3),
+    "PerExample": Entry("PerExample", 3e-5, 1e-3),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Labelled sentences for the studies beside this file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer
+
+WORDS = (" terrible", " great")
+
+
+class Reviews:
+    """Labelled sentences as prompts, and the model's loss on them."""
+
+    def __init__(self, folder: str, train: Path, validation: Path, model: nn.Module, count: int) -> None:
+        self._count = count
+        self._model = model
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self._words = [self._tokenizer(word).input_ids[-1] for word in WORDS]
+        self.train, held_out = (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (train, validation)
+        )
+        self._held_out = sorted(held_out[:count], key=lambda record: len(record["sentence"]))
+
+    def logits(self, records: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Returns the words' logits, shape (batch, 2), float32, and the labels."""
+        batch = self._tokenizer([f"{r['sentence']} It was" for r in records], return_tensors="pt", padding=True)
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        output = self._model(**batch, position_ids=positions, logits_to_keep=1, use_cache=False)
+        return output.logits[:, -1, self._words].float(), torch.tensor([r["label"] for r in records])
+
+    def losses(self, records: list[dict[str, Any]]) -> Tensor:
+        """Returns each example's loss."""
+        return functional.cross_entropy(*self.logits(records), reduction="none")
+
+    @torch.no_grad()
+    def held_out(self) -> tuple[float, float]:
+        """Returns loss and accuracy on the held-out sentences."""
+        loss = hits = 0.0
+        for start in range(0, self._count, 50):
+            logits, labels = self.logits(self._held_out[start : start + 50])
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            hits += float((logits.argmax(1) == labels).sum())
+        return loss / self._count, hits / self._count
