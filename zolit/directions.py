@@ -8,6 +8,7 @@ come from here, so that the weights move along what was measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -95,6 +96,14 @@ class Directions:
     def energies(self) -> Tensor:
         """‖u_b‖² of every direction over every block, shape (k, n), float64, on the CPU, as the update saw them."""
         return self._measured.cpu().double() + torch.tensor(self._known, dtype=torch.float64)
+
+    def within(self, places: Sequence[int]) -> Directions:
+        """Returns the same directions as somebody sees them for whom there are only some of the blocks."""
+        inner = copy(self)
+        inner._blocks = len(places)
+        inner._energies = self._measured[:, list(places)]
+        inner._known = [[row[place] for place in places] for row in self._known]
+        return inner
 
     @property
     def _measured(self) -> Tensor:

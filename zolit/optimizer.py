@@ -213,6 +213,8 @@ class ZerothOrder(torch.optim.Optimizer):
             self.update.apply(self._weights, directions, coefficients, lr, key)
             self.selection.observe(choice, directions, estimate.derivatives.tolist())
             self.perturbation.observe(directions, estimate)
+        else:
+            self.update.abandon()
         skipped = estimate is None
         self._forwards += len(losses)
         self._skipped += skipped

@@ -7,7 +7,27 @@ from typing import Any
 
 from torch import nn
 
-from zolit import CurvZO, MeZO, PerExample, ZerothOrder
+from zolit import (
+    AGZO,
+    BSZO,
+    FZOO,
+    LOZO,
+    CurvZO,
+    DiZO,
+    DominantLayer,
+    FirstOrder,
+    HiZFO,
+    HiZOO,
+    MeZO,
+    MeZOGreedy,
+    MeZOGV,
+    PerExample,
+    SensZOQ,
+    SparseMeZO,
+    SubZero,
+    ZerothOrder,
+    ZOAct,
+)
 from zolit.selection import BlockScores, Curvature, FixedBudget
 
 Make = Callable[..., ZerothOrder]
@@ -38,12 +58,60 @@ METHODS: dict[str, tuple[Callable[..., ZerothOrder], dict[str, Any]]] = {
             "selection": lambda: Curvature(FixedBudget(0.5), BlockScores(rule="unbiased"), exploration=0.1),
         },
     ),
+    "bszo": (BSZO, {}),
+    "bszo, b": (BSZO, {"adaptive": True, "prior": 5.0, "noise": 1.0}),
+    "bszo, code": (BSZO, {"variant": "code", "directions": 3, "queries": 5, "prior": 5.0, "noise": 1.0}),
+    "mezo-gv": (MeZOGV, {}),
+    "mezo-greedy": (MeZOGreedy, {}),
+    "agzo": (AGZO, {}),
+    "agzo, rank 2, two-sided": (AGZO, {"rank": 2, "two_sided": True}),
+    "zo-act": (ZOAct, {}),
+    "dominant layer": (DominantLayer, {}),
+    "dominant layer, by curvature": (
+        DominantLayer,
+        {"layer": 1, "within": lambda: Curvature(FixedBudget(0.5), BlockScores(), exploration=0.1)},
+    ),
+    "hi-zfo": (HiZFO, {}),
+    "hi-zfo, profiled anew": (HiZFO, {"budget": 0.6, "interval": 2}),
+    "dizo": (DiZO, {"pattern": "layers"}),
+    "dizo, often": (DiZO, {"pattern": "layers", "every": 2, "inner_steps": 2}),
+    "sparse-mezo": (SparseMeZO, {}),
+    "sparse-mezo, made anew": (SparseMeZO, {"density": 0.6, "refresh": 2}),
+    "subzero": (SubZero, {}),
+    "subzero, made anew": (SubZero, {"rank": 2, "refresh": 2}),
+    "lozo": (LOZO, {}),
+    "lozo, made anew": (LOZO, {"refresh": 2}),
+    "hizoo": (HiZOO, {}),
+    "hizoo, fast": (HiZOO, {"smoothing": 1e-2}),
+    "fzoo": (FZOO, {}),
+    "fzoo, code": (FZOO, {"variant": "code"}),
+    "senszoq": (SensZOQ, {}),
+    "senszoq, dense": (SensZOQ, {"density": 0.3}),
+    "first order": (FirstOrder, {}),
 }
 
-OFF_SPAN: set[str] = set()
+OFF_SPAN: set[str] = {"first order", "hi-zfo", "hi-zfo, profiled anew", "zo-act", "dizo, often"}
 """Those that move weights otherwise than along one step's directions alone: by backpropagation, or by a memory."""
 
-RATES: dict[str, float] = {}
+ORDERED = {"hi-zfo", "hi-zfo, profiled anew"}
+"""Those to which the order of a model's parameters is that of a backward pass."""
+
+UNEVEN = {"hi-zfo, profiled anew", "dizo, often", "fzoo, code"}
+"""Those whose steps are not all of one number of forwards."""
+
+RATES: dict[str, float] = {
+    "agzo": 3e-3,
+    "bszo": 1.0,
+    "dominant layer": 5e-3,
+    "dominant layer, by curvature": 3e-3,
+    "first order": 1e-2,
+    "fzoo": 1e-6,
+    "fzoo, code": 1e-2,
+    "hizoo, fast": 3e-3,
+    "senszoq": 3e-2,
+    "sparse-mezo, made anew": 2e-3,
+    "zo-act": 1e-2,
+}
 """Learning rates that suit the layered model, where 1e-3 does not."""
 
 

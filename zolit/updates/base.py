@@ -24,6 +24,9 @@ class Update(ABC):
             look: The loss at θ as it is when it is called. A look may raise: θ must then be as it was.
         """
 
+    def abandon(self) -> None:
+        """Takes back what ``prepare`` did: the step is skipped."""
+
     @abstractmethod
     def apply(
         self, weights: Sequence[Weight], directions: Directions, coefficients: Sequence[float], lr: float, key: int
