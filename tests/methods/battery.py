@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[Callable[..., ZerothOrder], dict[str, Any]]] = {
     "curvzo, corrected": (CurvZO, {"score": "corrected"}),
     "curvzo, unbiased": (CurvZO, {"score": "unbiased"}),
     "curvzo, by size": (CurvZO, {"divide_by_size": True, "directions": 2}),
+    "curvzo, published": (CurvZO, {"variant": "code"}),
     "per example": (PerExample, {}),
     "per example, plain": (PerExample, {"guided": False}),
     "per example, rank 2, momentum": (PerExample, {"guided": False, "rank": 2, "momentum": 0.5}),

@@ -20,6 +20,7 @@ from zolit.selection import (
     Curvature,
     FixedBudget,
     PerParameter,
+    PublishedCurvature,
     ScoreRule,
     Selection,
     Uniform,
@@ -58,6 +59,9 @@ class CurvZO(ZerothOrder):
         horvitz_thompson: Weigh a chosen block's update by 1/π, eq. (28), which makes the estimate unbiased.
         exploration: φ, the least π of any block.
         sampling: curvature, or uniform: the paper's ablation, π = B/n.
+        variant: paper, or code: what a third party's port of the authors' code does
+            (``zolit.selection.PublishedCurvature``), which goes by ``smoothing``, ``budget_min``, ``budget_max`` and
+            ``alpha``, and by no other option of the sampling.
         directions: q; more than one averages over as many directions, at 2q forwards a step.
         perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
         probing: streamed (the weights are never written), joint (two probes share a forward: meant for small batches,
@@ -99,6 +103,7 @@ class CurvZO(ZerothOrder):
         horvitz_thompson: bool = True,
         exploration: float = 0.05,
         sampling: Literal["curvature", "uniform"] = "curvature",
+        variant: Literal["paper", "code"] = "paper",
         directions: int = 1,
         perturbation: Perturbation | None = None,
         probing: Probing = "streamed",
@@ -116,9 +121,18 @@ class CurvZO(ZerothOrder):
             "score: the unbiased score (eq. 41) holds for Gaussian directions, not for Rademacher ones",
         )
         require_one_of("sampling", sampling, ("curvature", "uniform"))
+        require_one_of("variant", variant, ("paper", "code"))
+        as_paper = (budget, score, divide_by_size, horvitz_thompson, sampling, blocks == "parameter")
+        require(
+            variant == "paper" or as_paper == ("adaptive", "sampled", False, True, "curvature", False),
+            "variant: code has a budget, scores and weights of its own; leave budget, score, divide_by_size, "
+            "horvitz_thompson and sampling at their defaults, and blocks at other than parameter",
+        )
         share: Budget = AdaptiveBudget(budget_min, budget_max, alpha) if budget == "adaptive" else FixedBudget(budget)
         selection: Selection
-        if blocks == "parameter":
+        if variant == "code":
+            selection = PublishedCurvature(smoothing, budget_min, budget_max, alpha)
+        elif blocks == "parameter":
             require(
                 sampling == "curvature" and not divide_by_size,
                 "blocks: single parameters (blocks: parameter) go with neither sampling: uniform nor divide_by_size",

@@ -44,7 +44,7 @@ class HiZFO(ZerothOrder):
     about: ClassVar = About(
         paper="after Hi-ZFO, arXiv 2601.05501",
         rooms="knapsack: Adam on true gradients, or MeZO",
-        forwards="3, 1 of them back",
+        forwards="3",
         forwards_by_default=3,
         memory="gradients, activations, eight bytes a weight of the chosen",
         when="a part of a backward pass fits",

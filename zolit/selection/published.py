@@ -11,9 +11,11 @@ from torch import Tensor
 from zolit.blocks import Block
 from zolit.choice import Choice
 from zolit.directions import Directions
+from zolit.errors import require
 from zolit.hashing import mix, name_key, uniform
 from zolit.report import SelectionReport
 from zolit.selection.base import Selection
+from zolit.selection.budget import AdaptiveBudget
 from zolit.selection.curvature import effective_support
 
 _PURPOSE = name_key("selection")
@@ -28,25 +30,30 @@ class PublishedCurvature(Selection):
     k ← clip(.9k + .1 n(.1 + .7[.7 d_eff/n + .3(1 - H)]), .1n, .8n), H and d_eff of s̄ itself.
 
     Args:
-        initial: s̄ at first.
-        share: k / n at first.
-        smoothing: Weight of a new score, and of a new |Δ|.
+        smoothing: Weight of a new score, and of a new |Δ|, in (0, 1].
         minimum: Least k / n.
         maximum: Largest k / n.
-        alpha: Weight of the support against the entropy.
+        alpha: Weight of the support against the entropy, in [0, 1].
+        share: k / n at first.
+        initial: s̄ at first.
         every: Steps between two moves of the budget.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     def __init__(
         self,
-        initial: float = 0.01,
-        share: float = 0.4,
         smoothing: float = 0.1,
         minimum: float = 0.1,
         maximum: float = 0.8,
         alpha: float = 0.7,
+        share: float = 0.4,
+        initial: float = 0.01,
         every: int = 20,
     ) -> None:
+        require(0.0 < smoothing <= 1.0, f"smoothing: the weight of a new score must lie in (0, 1], not {smoothing}")
+        AdaptiveBudget(minimum, maximum, alpha)  # says what is wrong with them
         self._initial, self._share, self._smoothing = initial, share, smoothing
         self._minimum, self._maximum, self._alpha, self._every = minimum, maximum, alpha, every
 
