@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,19 +46,13 @@ def attach(model: nn.Module, rank: int, pattern: str = "") -> None:
             _add(module, min(rank, module.in_features, module.out_features))
 
 
-def attach_like(model: nn.Module, names: Iterable[str], shapes: Mapping[str, Tensor]) -> None:
-    """Gives a model the coefficients that a ``state_dict`` has, so that it can be loaded.
-
-    Args:
-        model: The model.
-        names: Names of parameters.
-        shapes: Their values; the coefficients' shapes give the ranks.
-    """
+def attach_like(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a model the coefficients that a ``state_dict`` of it has, so that this can be loaded."""
     modules = dict(model.named_modules())
-    for name in names:
+    for name, value in state.items():
         path, _, kind = name.rpartition(".")
         if kind == COEFFICIENTS and path in modules and not hasattr(modules[path], COEFFICIENTS):
-            _add(modules[path], shapes[name].shape[1])
+            _add(modules[path], value.shape[1])
 
 
 def _add(module: Any, rank: int) -> None:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 from torchmetrics.classification import BinaryAccuracy
 from typing_extensions import override
 
+from zolit.adapters import attach_like
 from zolit.errors import require
 from zolit.methods import MeZO
 from zolit.optimizer import ZerothOrder
@@ -123,6 +124,11 @@ class ZerothOrderModule(LightningModule):
             told = "position_ids" in inspect.signature(model.forward).parameters
             self._takes_positions = told and self._tuning.takes_positions
             self.model = self._tuning.prepare(model)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Gives the model the coefficients that a checkpoint of ZO-Act has, before its weights are loaded."""
+        attach_like(self, checkpoint["state_dict"])
 
     @override
     def configure_optimizers(self) -> Any:
