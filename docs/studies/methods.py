@@ -3,9 +3,9 @@
     python docs/studies/methods.py OUT.csv            # about half an hour on one core
     python docs/studies/methods.py OUT.csv --plot docs/images/methods.png
 
-Each method gets the same tuning, with one seed of its own: rates from 1e-8 to 10 a factor of 10 apart with a quarter
-of the forwards, and a third and three times the best of them with all. Then five other seeds run at what was best. A
-forward that is gone back through counts as three.
+Each method gets the same tuning, with two seeds of its own, of which the worse one counts: rates from 1e-8 to 10 a
+factor of 10 apart with a quarter of the forwards, and the best of them, a third and three times of it with all. Then
+five other seeds run at what was best. A forward that is gone back through counts as three.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 import zolit
 
 QUICKSTART = Path(__file__).parents[2] / "zolit" / "quickstart"
-FORWARDS = {"quickstart": 300, "quadratic": 400}
+FORWARDS = {"quickstart": 200, "quadratic": 300}
 LOOKS = 5
-TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
+TUNING_SEEDS, SEEDS = (100, 101), (1, 2, 3, 4, 5)
 COLUMNS = ("problem", "method", "lr", "seed", "forwards", "loss", "cosine", "seconds")
 
 
@@ -110,14 +110,18 @@ def run(problem: str, label: str, lr: float, seed: int, share: float = 1.0) -> I
 
 
 def end(problem: str, label: str, lr: float, share: float) -> float:
-    """Returns the loss that the tuning seed ends with."""
-    try:
-        (*_, (_, loss, _, _)) = run(problem, label, lr, TUNING_SEED, share)
-    except zolit.NonFiniteLossError:
-        return math.inf
-    # A model that has been blown up answers the same to everything, which at first is better than what it began with.
-    dead = problem == "quickstart" and abs(loss - math.log(2.0)) < 1e-3
-    return loss if math.isfinite(loss) and not dead else math.inf
+    """Returns the loss that the worse of the tuning seeds ends with."""
+    losses = []
+    for seed in TUNING_SEEDS:
+        try:
+            (*_, (_, loss, _, _)) = run(problem, label, lr, seed, share)
+        except zolit.NonFiniteLossError:
+            return math.inf
+        # A model that was blown up answers the same to everything, which at first is better than what it began with.
+        if not math.isfinite(loss) or (problem == "quickstart" and abs(loss - math.log(2.0)) < 1e-3):
+            return math.inf
+        losses.append(loss)
+    return max(losses)
 
 
 def best_rate(problem: str, label: str) -> float:
@@ -131,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--problem", choices=tuple(FORWARDS), help="one of them alone")
     options = parser.parse_args()
     if options.plot:
         plot(options.out, options.plot)
@@ -142,7 +147,7 @@ def main() -> None:
         writer = csv.writer(lines)
         if new:
             writer.writerow(COLUMNS)
-        for problem in FORWARDS:
+        for problem in [options.problem] if options.problem else FORWARDS:
             for label in ENTRIES:
                 if (problem, label) in held:
                     continue

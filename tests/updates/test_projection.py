@@ -33,9 +33,8 @@ class Far(nn.Module):
 def gone(wanted: float, dtype: torch.dtype = torch.float32) -> tuple[Far, DiZO, dict[str, Tensor], dict[str, Tensor]]:
     """A model that has moved by 1 and by 2 since its optimizer was made, before its first projection."""
     model = Far(wanted, dtype)
-    optimizer = DiZO(
-        model, lr=0.0, every=1, inner_steps=10, radius=0.05, inner_rate=0.5, clip=0.3, pattern="first|second"
-    )
+    inner = {"inner_steps": 20, "radius": 0.05, "inner_rate": 0.02, "clip": 0.3}
+    optimizer = DiZO(model, lr=0.0, every=1, pattern="first|second", **inner)
     origins = weights_of(model)
     optimizer.step(model)
     with torch.no_grad():
