@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zolit.blocks import Weight
+from zolit.errors import require
 from zolit.ranks import Ranks
 
 Closure = Callable[[], Tensor]
@@ -81,10 +82,15 @@ class Look:
 
         Raises:
             NotFinite: If the loss is NaN or infinite.
+            UserError: If the closure computes without gradients.
         """
         with torch.enable_grad(), _only(self.model, weights):
             torch.clear_autocast_cache()
             loss = self._closure().float().mean()
+            require(
+                loss.requires_grad,
+                "step: this method needs gradients, and the closure forms none; take `torch.no_grad` out of it",
+            )
             found = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
         torch.clear_autocast_cache()
         self.backwards += 1

@@ -30,7 +30,8 @@ from zolit.perturbation import Gaussian, GaussianPool, Perturbation
 from zolit.pretrained import check_model_path
 from zolit.probing import Probing
 
-METHODS = {name.lower(): getattr(zolit.methods, name) for name in zolit.methods.__all__}
+# ZO-Act would add to the model that all others are measured on.
+METHODS = {name.lower(): getattr(zolit.methods, name) for name in zolit.methods.__all__ if name != "ZOAct"}
 PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 PERTURBATIONS: dict[str, Callable[[], Perturbation | None]] = {
     "default": lambda: None,
@@ -98,7 +99,7 @@ def bench(
         entrants = [
             Entrant(method, way, partial(_make, METHODS[method], workload, way, perturbation))
             for method in chosen_methods
-            for way in (chosen_probings if _probes_in_several_ways(METHODS[method]) else ["individual"])
+            for way in (chosen_probings if _probes_in_several_ways(METHODS[method]) else [_only_way(METHODS[method])])
         ]
         yardstick = partial(FourPass, workload.model, lr=LR, eps=EPS)
         entrants.append(Entrant("four-pass", "in_place", yardstick, warmup=0, rounds=1))
@@ -122,13 +123,20 @@ def bench(
 def _make(method: Callable[..., zolit.ZerothOrder], workload: Workload, way: str, law: str) -> zolit.ZerothOrder:
     options: dict[str, Any] = {"lr": LR, "eps": EPS, "seed": 0}
     if _probes_in_several_ways(method):
-        options |= {"perturbation": PERTURBATIONS[law](), "probing": way}
+        options["probing"] = way
+    if "perturbation" in inspect.signature(method).parameters:
+        options["perturbation"] = PERTURBATIONS[law]()
     return method(workload.model, **options)
 
 
 def _probes_in_several_ways(method: Callable[..., zolit.ZerothOrder]) -> bool:
-    """Whether a method's law and prober are the user's to choose."""
+    """Whether a method's prober is the user's to choose."""
     return "probing" in inspect.signature(method).parameters
+
+
+def _only_way(method: Callable[..., zolit.ZerothOrder]) -> str:
+    """Returns how a method probes that leaves no choice."""
+    return "individual" if method is zolit.methods.PerExample else "none"
 
 
 def _listed(option: str, text: str, known: Collection[str]) -> list[str]:

@@ -73,7 +73,9 @@ class Entrant:
 
 
 class _Weighing(Ranks):
-    """One process, that counts the bytes it would send."""
+    """One process that acts as if it were one of two, and counts the bytes it would send."""
+
+    size = 2
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -119,7 +121,10 @@ class _Runner:
 
         self._stepper.ranks = weighing
         with watch.timing(pieces(self._stepper)):
-            self._stepper.step(losses)
+            if isinstance(self._stepper, ZerothOrder) and self._stepper.individual:
+                self._stepper.step(losses, examples=range(self._workload.batch))
+            else:
+                self._stepper.step(losses)
         self._stepper.ranks = Ranks()
         self.reduced_bytes = weighing.bytes
         self.parts = watch.seconds
@@ -164,10 +169,10 @@ def measure(
         progress.update(bar, advance=1, description=f"{precision}: {doing}")
 
     def two_forwards() -> None:
-        workload.losses()
-        workload.losses()
+        workload.inference()
+        workload.inference()
 
-    inference = workload.weight_bytes + peak_bytes(workload.device, workload.losses, workload.losses)
+    inference = workload.weight_bytes + peak_bytes(workload.device, workload.inference, workload.inference)
     advance("memory")
     runners = []
     for entrant in entrants:

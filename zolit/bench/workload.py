@@ -40,12 +40,17 @@ class Workload:
         self.device = device
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        self.batch = batch
         shape, generator = (batch, tokens), torch.Generator().manual_seed(0)
         self._ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
         self._labels = (torch.arange(batch) % 2).to(device)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @torch.no_grad()
+    def inference(self) -> Tensor:
+        """Makes one forward as inference does: nothing is kept for gradients."""
+        return self.losses()
+
     def losses(self, copies: int = 1) -> Tensor:
         """Makes one forward, as ``ZerothOrderModule`` does: logits of the last place, the loss over two label words.
 

@@ -26,5 +26,5 @@ class About:
     forwards_by_default: int
     memory: str
     when: str
-    page: str = ""
+    page: str
     backwards: int = 0
