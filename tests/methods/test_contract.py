@@ -61,7 +61,8 @@ def test_same_seed_same_run(name: str, make: Callable[..., ZerothOrder], dtype: 
     runs = [trained(make, 10, dtype, seed=seed, **wide) for seed in (3, 3, 4)]
     weights = [weights_of(model) for model, _ in runs]
     assert same(weights[0], weights[1])
-    assert same(weights[0], weights[2]) == (name == "first order")
+    # First order draws nothing but the rounding of 16 bits.
+    assert same(weights[0], weights[2]) == (name == "first order" and dtype == torch.float32)
     assert runs[0][1].last_step.losses == runs[1][1].last_step.losses
 
 
@@ -112,7 +113,7 @@ def test_learning_rate_schedules(name: str, make: Callable[..., ZerothOrder]) ->
         scheduler.step()
         rates.append(optimizer.last_step.learning_rate)
         moved = max(float((weights_of(model)[name] - value).abs().max()) for name, value in before.items())
-        assert (moved > 1e-5) == (step < 3)
+        assert (moved > 0.0) == (step < 3)
     assert rates == pytest.approx([rate, rate, rate, 0.0, 0.0])
 
 

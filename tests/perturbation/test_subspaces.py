@@ -50,7 +50,7 @@ def assert_mean(found: Tensor, expected: Tensor) -> None:
 def test_subzero_estimates_the_projected_gradient() -> None:
     """E[ĝ] = UUᵀ G VVᵀ."""
     model, law = Slope(7, 9), OrthogonalSubspace(rank=3, refresh=10**6, scale=False)
-    found = estimates(law, model, 400)
+    found = estimates(law, model, 1000)
     u, v = next(iter(law._bases.values()))
     torch.testing.assert_close(u.t() @ u, torch.eye(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(v.t() @ v, torch.eye(3), atol=1e-5, rtol=0)
