@@ -1,6 +1,7 @@
 """Every method at equal forwards, on the quickstart's model and on a quadratic: loss, cosine to the gradient, seconds.
 
     python docs/studies/methods.py OUT.csv            # about half an hour on one core
+    python docs/studies/methods.py OUT.csv --rates EARLIER.csv --factor 0.333   # not tuned: a third of those rates
     python docs/studies/methods.py OUT.csv --plot docs/images/methods.png
 
 Each method gets the same tuning, with two seeds of its own, of which the worse one counts: rates from 1e-8 to 10 a
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--problem", choices=tuple(FORWARDS), help="one of them alone")
+    parser.add_argument("--rates", type=Path, help="csv whose rates are taken")
+    parser.add_argument("--factor", type=float, default=1.0, help="times the rates of that csv")
     options = parser.parse_args()
     if options.plot:
         plot(options.out, options.plot)
@@ -143,6 +146,7 @@ def main() -> None:
     torch.set_num_threads(1)
     new = not options.out.exists()
     held = set() if new else {(row["problem"], row["method"]) for row in rows(options.out)}
+    known = {(row["problem"], row["method"]): float(row["lr"]) for row in rows(options.rates)} if options.rates else {}
     with options.out.open("a", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         if new:
@@ -151,11 +155,11 @@ def main() -> None:
             for label in ENTRIES:
                 if (problem, label) in held:
                     continue
-                lr = best_rate(problem, label)
+                lr = known[problem, label] * options.factor if known else best_rate(problem, label)
                 for seed in SEEDS:
                     for used, loss, cosine, seconds in run(problem, label, lr, seed):
                         writer.writerow(
-                            [problem, label, lr, seed, used, f"{loss:.5g}", f"{cosine:.4f}", f"{seconds:.2f}"]
+                            [problem, label, f"{lr:.2g}", seed, used, f"{loss:.5g}", f"{cosine:.4f}", f"{seconds:.2f}"]
                         )
                 lines.flush()
 
