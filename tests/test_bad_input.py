@@ -53,7 +53,7 @@ def test_missing_file(bad: Bad) -> None:
 
 
 def test_unknown_column(bad: Bad) -> None:
-    said = bad("--data.template={text} It was")
+    said = bad("--data.task.template={text} It was")
     assert "'text'" in said or "{text}" in said
     assert "sentence" in said
 
@@ -70,7 +70,7 @@ def test_label_without_a_word(bad: Bad, tmp_path: Path) -> None:
 
 
 def test_label_words_that_begin_alike(bad: Bad) -> None:
-    said = bad('--data.label_words={"0": " terrible", "1": " terrible"}')
+    said = bad('--data.task.label_words={"0": " terrible", "1": " terrible"}')
     assert "label_words" in said or "label words" in said
 
 

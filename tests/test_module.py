@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from zolit import quickstart
 from zolit.module import ZerothOrderModule
-from zolit.tasks import PromptedClassification
+from zolit.tasks import Classification, PromptedData
 
 SIZES = {"vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODELS = {
@@ -31,13 +31,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_an_examples_loss_is_its_own(folder: Path) -> None:
     module = ZerothOrderModule(str(folder))
     module.configure_model()
-    data = PromptedClassification(
+    data = PromptedData(
         name_or_path=str(folder),
         train_file=str(quickstart.TRAIN),
         validation_file=str(quickstart.VALIDATION),
         validation_examples=24,
         eval_batch_size=24,
-        template="{sentence} {sentence} It was",
+        task=Classification("{sentence} {sentence} It was"),
     )
     data.setup("validate")
     loader = data.val_dataloader()

@@ -24,7 +24,7 @@ from tests.tiny import layered, regression, same, weights_of
 from zolit import MeZO
 from zolit.module import ZerothOrderModule
 from zolit.signals import deferred_signals
-from zolit.tasks import PromptedClassification
+from zolit.tasks import PromptedData
 
 USR1, USR2, INT, TERM = signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGTERM
 
@@ -291,7 +291,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("owner", "method", "call", "step", "saved_after"),
     [
         (ZerothOrderModule, "forward", 2, 0, 1),
-        (PromptedClassification, "on_before_batch_transfer", 1, 5, 6),
+        (PromptedData, "on_before_batch_transfer", 1, 5, 6),
         (BudgetLogger, "on_train_batch_end", 1, 6, 6),
         (BudgetLogger, "on_train_epoch_end", 1, 6, 7),
         (ZerothOrderModule, "validation_step", 2, 6, 6),
@@ -353,7 +353,7 @@ def test_sigterm_stops_a_run_after_the_step(zolit: Fit, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (PromptedClassification, "on_before_batch_transfer"),
+        (PromptedData, "on_before_batch_transfer"),
         (ZerothOrderModule, "forward"),
         (BudgetLogger, "on_train_batch_end"),
     ],

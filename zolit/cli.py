@@ -1,4 +1,4 @@
-"""The command ``zolit``: fit, validate, test and predict, by LightningCLI, bench, and methods."""
+"""The command ``zolit``: fit, validate, test and predict, by LightningCLI; bench, export and methods."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 import zolit.bench
+import zolit.export
 import zolit.methods
 import zolit.methods.listing
 from zolit.allocator import keep_freed_memory
 from zolit.errors import NonFiniteLossError, UserError, require
 from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
+from zolit.predictions import predictions
 from zolit.strategies import ReplicatedStrategy
-from zolit.tasks import PromptedClassification
+from zolit.tasks import PromptedData
 
 
 class ZolitParser(LightningArgumentParser):
@@ -93,6 +95,16 @@ class ZolitCLI(LightningCLI):
         trainer.callbacks = [c for i, c in enumerate(callbacks) if ours.get(c.class_path, i) == i]
 
     @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # Where an option may be an object or null, jsonargparse wraps what the object's constructor says.
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
         trainer = super().instantiate_trainer(**kwargs)
@@ -114,15 +126,12 @@ class ZolitCLI(LightningCLI):
         require(self.trainer.world_size == 1, "trainer.devices: predictions are written by one process; take 1")
 
     def after_predict(self) -> None:
-        """Writes a line for each example, in the file's order: its label and the probability of every label."""
+        """Writes a line for each example, in the file's order: its answer, and the probability of every one."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        names = self.datamodule.class_names
         with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-            for batch in self.trainer.predict_loop.predictions:
-                for label, row in zip(batch["label"].tolist(), batch["probabilities"].tolist(), strict=True):
-                    record = {"label": names[label], "probabilities": dict(zip(names, row, strict=True))}
-                    lines.write(json.dumps(record) + "\n")
+            for record in predictions(self.trainer.predict_loop.predictions, self.datamodule):
+                lines.write(json.dumps(record) + "\n")
         rank_zero_info(f"predictions: {folder / 'predictions.jsonl'}")
 
     @override
@@ -139,7 +148,7 @@ def run(args: list[str] | None = None) -> ZolitCLI:
     """
     return ZolitCLI(
         ZerothOrderModule,
-        PromptedClassification,
+        PromptedData,
         args=args,
         parser_class=ZolitParser,
         parser_kwargs={
@@ -171,6 +180,8 @@ def main() -> None:
             zolit.bench.run(sys.argv[2:])
         elif sys.argv[1:2] == ["methods"]:
             zolit.methods.listing.show(zolit.methods.abouts())
+        elif sys.argv[1:2] == ["export"]:
+            zolit.export.run(sys.argv[2:])
         else:
             run()
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:

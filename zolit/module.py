@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
-from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.classification import MulticlassF1Score
 from typing_extensions import override
 
 from zolit.adapters import attach_like
 from zolit.errors import require
+from zolit.language_model import LanguageModel
 from zolit.methods import MeZO
+from zolit.metrics import MeanScore
+from zolit.objectives import Objective, by_prompt
 from zolit.optimizer import ZerothOrder
-from zolit.pretrained import check_model_path, load_causal_lm
+from zolit.pretrained import check_model_path, load_language_model, load_tokenizer
 from zolit.signals import deferred_signals
 from zolit.strategies import ProcessRanks, ReplicatedStrategy
-from zolit.tasks import PromptBatch, micro_batches
+from zolit.tasks import Batch, Classification, PromptBatch, PromptedData, Task, micro_batches
 from zolit.tuning import Full, Tuning
 
 
 class ZerothOrderModule(LightningModule):
-    """Tunes a causal language model to put the right label word after a prompt, with forward passes alone.
+    """Tunes a language model to put the right answer after a prompt, with forward passes alone.
 
     Every training step is one step of the optimizer, which calls the objective several times on the same batch;
     Lightning counts it as one. ``training_step`` returns ``{"loss": ..., "zo": StepReport}``, and callbacks read the
@@ -38,13 +39,14 @@ class ZerothOrderModule(LightningModule):
     weights are perturbed: read the weights elsewhere.
 
     Args:
-        name_or_path: Folder or hub id of a causal language model.
+        name_or_path: Folder or hub id of a causal or masked language model.
         optimizer: The method, e.g. MeZO or CurvZO, with its options under ``init_args``; `zolit methods` lists them.
         tuning: Which weights are tuned: zolit.tuning.Full (all, or by a pattern), LoRA or Prefix; null is all.
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after every training step; of Lightning,
             lightning.pytorch.cli.ReduceLROnPlateau, stepped after every validation; null keeps the rate constant.
-        objective: classification is the cross-entropy over the label words' likelihoods, as in MeZO; lm is the
-            plain language-modeling loss of the right word.
+        objective: task is the cross-entropy over the answers' likelihoods or, where the task says so, the likelihood
+            of the right answer, both as in MeZO; lm is the latter for every task; metric is one minus what the answer
+            scores, which has no gradient: accuracy, or F1 of what the model writes.
         micro_batch_size: Evaluate a batch in pieces of so many examples, which takes less memory and gives the same
             step to rounding; null evaluates it whole.
         attn_implementation: Attention of transformers, e.g. sdpa or eager; null lets transformers choose.
@@ -61,7 +63,7 @@ class ZerothOrderModule(LightningModule):
         optimizer: Callable[[nn.Module], ZerothOrder] = MeZO,
         tuning: Tuning | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        objective: Literal["classification", "lm"] = "classification",
+        objective: Literal["task", "lm", "metric"] = "task",
         micro_batch_size: int | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
@@ -75,17 +77,16 @@ class ZerothOrderModule(LightningModule):
         self.automatic_optimization = False
         self.name_or_path = name_or_path
         self.model: nn.Module | None = None
+        self.scores = nn.ModuleDict()
         self._tuning = tuning or Full()
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
-        self._objective = objective
+        self._objective_kind = objective
         self._micro_batch_size = micro_batch_size
         self._attn_implementation = attn_implementation
         self._trust_remote_code = trust_remote_code
+        self._set_task(Classification())
         self._signals = ExitStack()
-        # Of hits against ones, in whole numbers: bf16-true turns the states of metrics that are not into bfloat16.
-        self.val_accuracy = BinaryAccuracy()
-        self.test_accuracy = BinaryAccuracy()
 
     @property
     def zo(self) -> ZerothOrder:
@@ -109,21 +110,31 @@ class ZerothOrderModule(LightningModule):
                 "step never uses; `strategy: replicated` does without",
                 stacklevel=1,
             )
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PromptedData):
+            self._set_task(data.task)
         # The model stays in evaluation mode on purpose: dropout would make the two losses of a step incomparable.
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training")
+
+    def _set_task(self, task: Task) -> None:
+        tokenizer = load_tokenizer(self.name_or_path, self._trust_remote_code) if task.written else None
+        self._objective = Objective(self._objective_kind, task, tokenizer)
+        for stage in ("val", "test"):
+            for name in ("f1", "exact_match") if task.written else ("accuracy",):
+                self.scores[f"{stage}_{name}"] = MeanScore()
+            if task.macro_f1 and isinstance(task, Classification):
+                self.scores[f"{stage}_macro_f1"] = MulticlassF1Score(len(task.label_words), average="macro")
 
     @override
     def configure_model(self) -> None:
         if self.model is None:
-            model = load_causal_lm(
+            loaded = load_language_model(
                 self.name_or_path,
                 dtype=torch.get_default_dtype(),
                 attn_implementation=self._attn_implementation,
                 trust_remote_code=self._trust_remote_code,
             )
-            told = "position_ids" in inspect.signature(model.forward).parameters
-            self._takes_positions = told and self._tuning.takes_positions
-            self.model = self._tuning.prepare(model)
+            self._language = LanguageModel(loaded, self._tuning)
+            self.model = self._language.model
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -146,42 +157,17 @@ class ZerothOrderModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    @override
-    def forward(self, batch: PromptBatch) -> Tensor:
-        """Returns the logits of the token after each prompt, shape (batch, vocabulary)."""
-        assert self.model is not None
-        positions = {}
-        if self._takes_positions:
-            positions["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp_(min=0)
-        output = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            logits_to_keep=1,
-            **positions,
-        )
-        logits: Tensor = output.logits
-        return logits[:, -1]
-
-    def _losses(self, logits: Tensor, batch: PromptBatch) -> Tensor:
-        if self._objective == "classification":
-            return functional.cross_entropy(logits[:, batch.candidates].float(), batch.labels, reduction="none")
-        return functional.cross_entropy(logits.float(), batch.candidates[batch.labels], reduction="none")
-
     @torch.no_grad()
-    def objective(self, batch: PromptBatch) -> Tensor:
-        """Returns the loss of each example at the weights as they are, shape (batch,), float32.
-
-        Logits, in the vocabulary's width, are formed for the last position alone.
-        """
+    def objective(self, batch: Batch) -> Tensor:
+        """Returns the loss of each example at the weights as they are, shape (batch,), float32."""
         return self._objective_of(list(micro_batches(batch, self._micro_batch_size)))
 
-    def _objective_of(self, parts: list[PromptBatch], copies: int = 1) -> Tensor:
-        batches = [part.repeated(copies) for part in parts]
-        return torch.cat([self._losses(self(batch), batch).view(copies, -1) for batch in batches], dim=1).view(-1)
+    def _objective_of(self, parts: list[Batch], copies: int = 1) -> Tensor:
+        losses = [self._objective.losses(self._language, part.repeated(copies)).view(copies, -1) for part in parts]
+        return torch.cat(losses, dim=1).view(-1)
 
     @override
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
@@ -216,7 +202,7 @@ class ZerothOrderModule(LightningModule):
         self._signals.enter_context(deferred_signals())
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self._signals.close()
         self._signals.enter_context(deferred_signals())
 
@@ -237,17 +223,22 @@ class ZerothOrderModule(LightningModule):
     def _validates_a_fit(self) -> bool:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
-    def _evaluate(self, stage: str, accuracy: BinaryAccuracy, batch: PromptBatch) -> None:
-        logits = self(batch)
-        hits = logits[:, batch.candidates].argmax(1) == batch.labels
-        accuracy.update(hits.int(), torch.ones_like(batch.labels))
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=True, batch_size=len(hits))
-        loss = self._losses(logits, batch).mean()
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(hits), sync_dist=True)
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        found = self._objective.evaluate(self._language, batch)
+        size = len(found.losses)
+        for name, scores in found.scores.items():
+            metric = cast("MeanScore", self.scores[f"{stage}_{name}"])
+            metric.update(scores)
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
+        if f"{stage}_macro_f1" in self.scores:
+            macro = cast("MulticlassF1Score", self.scores[f"{stage}_macro_f1"])
+            macro.update(cast("Tensor", found.chosen), cast("Tensor", found.right))
+            self.log(f"{stage}/macro_f1", macro, batch_size=size)
+        self.log(f"{stage}/loss", found.losses.mean(), prog_bar=True, batch_size=size, sync_dist=True)
 
     @override
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate("val", self.val_accuracy, batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -256,14 +247,24 @@ class ZerothOrderModule(LightningModule):
             scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
 
     @override
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
 
     @override
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns each example's likeliest label and the probabilities of all, shapes (batch,) and (batch, classes)."""
-        probabilities = self(batch)[:, batch.candidates].float().softmax(1)
-        return {"label": probabilities.argmax(1), "probabilities": probabilities}
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Returns what the model answers.
+
+        Returns:
+            ``written``, a text for each example, or ``chosen``, the number of the likeliest answer, and
+            ``probabilities``, of all answers; shapes (batch,) and (batch, answers), where there are none 0.
+        """
+        if isinstance(batch, PromptBatch):
+            table = self._language.word_logits(batch)[:, batch.candidates].float()
+        elif self._objective.written:
+            return {"written": self._objective.write(self._language, batch)}
+        else:
+            table = by_prompt(self._language.answer_scores(batch, share_prompts=True), batch)
+        return {"chosen": table.argmax(1), "probabilities": table.softmax(1)}
 
 
 class _SignalsAfterException(Callback):

@@ -1,4 +1,4 @@
-"""Loading a causal language model from a folder or a hub, with one clear sentence when it cannot be had."""
+"""Loading a language model from a folder or a hub, with one clear sentence when it cannot be had."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from zolit.errors import UserError
 
@@ -35,10 +43,17 @@ def check_model_path(name_or_path: str) -> None:
         raise UserError(msg)
 
 
-def load_causal_lm(
+def fills_masks(config: PretrainedConfig) -> bool:
+    """Tells whether a model was trained to fill in masks (RoBERTa) rather than to go on with a text."""
+    return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+
+
+def load_language_model(
     name_or_path: str, *, dtype: torch.dtype, attn_implementation: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """Loads a causal language model in evaluation mode: dropout would make the two losses of a step incomparable.
+    """Loads a causal or masked language model, as its configuration says it is.
+
+    It is in evaluation mode: dropout would make the two losses of a step incomparable.
 
     Args:
         name_or_path: A folder, or the id of a model on the hub.
@@ -51,14 +66,34 @@ def load_causal_lm(
     """
     try:
         # On the CPU first, whatever device Lightning works on: elsewhere transformers would ask for accelerate.
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        kind = AutoModelForMaskedLM if fills_masks(config) else AutoModelForCausalLM
         with torch.device("cpu"):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = kind.from_pretrained(
                 name_or_path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        msg = f"model.name_or_path: {name_or_path} cannot be loaded as a causal language model: {reason}"
+        msg = f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {reason}"
         raise UserError(msg) from error
     assert isinstance(model, PreTrainedModel)
     model.train(False)
     return model
+
+
+def load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model.
+
+    Args:
+        name_or_path: A folder, or the id of a model on the hub.
+        trust_remote_code: Run code that comes with it.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"cannot load a tokenizer from {name_or_path}: {reason}"
+        raise UserError(msg) from error

@@ -20,10 +20,10 @@ class Tuning(ABC):
     """A choice of weights.
 
     Attributes:
-        takes_positions: Whether the prepared model can be told the positions of its tokens.
+        prefix: How many keys and values come before those of a text.
     """
 
-    takes_positions = True
+    prefix = 0
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> nn.Module:
@@ -98,10 +98,9 @@ class Prefix(Tuning):
         UserError: If there is none.
     """
 
-    takes_positions = False  # peft counts them itself, and warns where it is told
-
     def __init__(self, tokens: int = 5, seed: int = 0) -> None:
         require(tokens >= 1, f"model.tuning.tokens: a prefix needs at least 1 token, not {tokens}")
+        self.prefix = tokens
         self._config = PrefixTuningConfig(num_virtual_tokens=tokens, task_type=TaskType.CAUSAL_LM)
         self._seed = seed
 

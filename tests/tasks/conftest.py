@@ -8,7 +8,9 @@ import pytest
 from transformers import LlamaConfig
 
 from tests.tasks.words import build_tokenizer, sentences, write
-from zolit.tasks import PromptedClassification
+from zolit.tasks import Classification, PromptedData
+
+TASK_OPTIONS = ("template", "label_words", "label_column", "masked_template")
 
 
 @pytest.fixture(scope="session")
@@ -21,14 +23,15 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def module(tmp_path: Path, model_folder: str) -> Callable[..., PromptedClassification]:
+def module(tmp_path: Path, model_folder: str) -> Callable[..., PromptedData]:
     """Makes a data module over 37 training and 11 validation records; arguments override."""
     train = write(tmp_path / "train.jsonl", sentences(37))
     validation = write(tmp_path / "validation.jsonl", sentences(11))
 
-    def build(**options: Any) -> PromptedClassification:
+    def build(**options: Any) -> PromptedData:
         defaults = {"train_file": train, "validation_file": validation, "batch_size": 4, "eval_batch_size": 4}
-        words = {"label_words": {"0": " terrible", "1": " great"}}
-        return PromptedClassification(**({"name_or_path": model_folder} | defaults | words | options))
+        words = {"label_words": {"0": " bad", "1": " great"}}
+        task = Classification(**(words | {name: options.pop(name) for name in TASK_OPTIONS if name in options}))
+        return PromptedData(**({"name_or_path": model_folder, "task": task} | defaults | options))
 
     return build

@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tasks.words import VOCABULARY, build_tokenizer
 from zolit.errors import UserError
-from zolit.tasks.prompts import Template, encode_prompts, label_tokens
+from zolit.tasks.prompts import Template, continued, encode_prompts
 
 
 def test_template_renders_columns_and_braces() -> None:
-    template = Template.parse("{{a}} {a}: {the b}{a} end")
+    template = Template.parse("{{a}} {a}: {the b}{a} end", "option")
     assert template.fields == ("a", "the b", "a")
     assert template.render({"a": 1, "the b": "{x}", "c": 0}) == "{a} 1: {x}1 end"
 
@@ -29,7 +29,7 @@ def test_template_renders_columns_and_braces() -> None:
 )
 def test_template_mistakes(text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        Template.parse(text)
+        Template.parse(text, "option")
 
 
 def test_prompts_keep_the_bos_and_lose_the_eos() -> None:
@@ -39,11 +39,18 @@ def test_prompts_keep_the_bos_and_lose_the_eos() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "</s>"])
-def test_label_words_are_tokenized_as_continuations(suffix: str) -> None:
+def test_answers_are_tokenized_as_continuations(suffix: str) -> None:
     tokenizer = build_tokenizer(suffix)
-    tokens = label_tokens(tokenizer, "a b It was", {"0": " terrible", "1": " great"})
-    assert tokens == [VOCABULARY[" ter"], VOCABULARY[" great"]]
-    assert label_tokens(tokenizer, "a ter", {"0": "rible", "1": " was"}) == [VOCABULARY["rible"], VOCABULARY[" was"]]
+    ((prompt, answers),) = continued(tokenizer, ["a b It was"], [[" terrible", " great", ""]])
+    assert prompt == [1, *(VOCABULARY[word] for word in ("a", " b", " It", " was"))]
+    assert answers == [[VOCABULARY[" ter"], VOCABULARY["rible"]], [VOCABULARY[" great"]], []]
+
+
+def test_a_token_that_melts_into_one_answer_belongs_to_all() -> None:
+    """The prompt's last space is a token alone, and a part of the next word's."""
+    ((prompt, answers),) = continued(build_tokenizer(), ["It was "], [["bad", " "]])
+    assert prompt == [1, VOCABULARY["It"], VOCABULARY[" was"]]
+    assert answers == [[VOCABULARY[" bad"]], [VOCABULARY[" "], VOCABULARY[" "]]]
 
 
 def test_label_words_of_a_tokenizer_that_begins_texts_with_a_space() -> None:
@@ -51,22 +58,4 @@ def test_label_words_of_a_tokenizer_that_begins_texts_with_a_space() -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    assert label_tokens(fast, "was", {"0": " bad", "1": " great"}) == [3, 2]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "words", "message"),
-    [
-        (
-            "It was",
-            {"0": " great", "1": " great good"},
-            "' great' and ' great good' begin with the same token",
-        ),
-        ("It was ", {"0": "bad", "1": "great"}, "'bad' does not begin with a token of its own after the prompt"),
-        ("It was ", {"0": "bad good", "1": "great"}, "'bad good' does not begin with a token of its own"),
-        ("It was", {"0": " bad", "1": ""}, "a label word is empty"),
-    ],
-)
-def test_label_word_mistakes(prompt: str, words: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        label_tokens(build_tokenizer(), prompt, words)
+    assert continued(fast, ["was"], [[" bad", " great"]]) == [([1], [[3], [2]])]

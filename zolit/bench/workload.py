@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zolit.errors import require
-from zolit.pretrained import load_causal_lm
+from zolit.pretrained import load_language_model
 
 
 class Workload:
@@ -33,7 +33,7 @@ class Workload:
     """
 
     def __init__(self, name_or_path: str, *, dtype: torch.dtype, device: torch.device, batch: int, tokens: int) -> None:
-        model = load_causal_lm(name_or_path, dtype=dtype, attn_implementation=None, trust_remote_code=False)
+        model = load_language_model(name_or_path, dtype=dtype, attn_implementation=None, trust_remote_code=False)
         places = getattr(model.config, "max_position_embeddings", tokens)
         require(tokens <= places, f"tokens: the model has places for {places} tokens, not for {tokens}")
         self.model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's overloads

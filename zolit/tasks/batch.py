@@ -1,4 +1,4 @@
-"""The batch that every task yields, how it is padded, and how it is cut into micro-batches."""
+"""The batch of tasks that one token answers, how it is padded, and how it is cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from zolit.tasks.answers import AnswerBatch
+
 
 class PromptBatch(NamedTuple):
-    """A batch of prompts whose answer is one of a few label words.
+    """A batch of prompts whose answer is one of a few label words of one token each.
 
     Attributes:
         input_ids: Token ids, shape (batch, tokens), int64, padded on the left, so that the last position is every
             prompt's last token.
         attention_mask: 0 on padding, else 1, shape (batch, tokens), int64.
         labels: Index of the right answer in ``candidates``, shape (batch,), int64.
-        candidates: First token of every label word, shape (classes,), int64; the same for all examples.
+        candidates: Token of every label word, shape (classes,), int64; the same for all examples.
         indices: Where each example stands in its dataset, shape (batch,), int64.
+        answers_at: The position whose logits are the answer's, counted from the row's end, shape (batch,), int64: -1,
+            or where the mask of a masked model is.
     """
 
     input_ids: Tensor
@@ -28,13 +32,42 @@ class PromptBatch(NamedTuple):
     labels: Tensor
     candidates: Tensor
     indices: Tensor
+    answers_at: Tensor
 
     def repeated(self, copies: int) -> PromptBatch:
         """Returns the batch so many times in a row, shape (copies·batch, ...)."""
         if copies == 1:
             return self
-        inputs, mask = self.input_ids.repeat(copies, 1), self.attention_mask.repeat(copies, 1)
-        return PromptBatch(inputs, mask, self.labels.repeat(copies), self.candidates, self.indices.repeat(copies))
+        return PromptBatch(
+            self.input_ids.repeat(copies, 1),
+            self.attention_mask.repeat(copies, 1),
+            self.labels.repeat(copies),
+            self.candidates,
+            self.indices.repeat(copies),
+            self.answers_at.repeat(copies),
+        )
+
+    def pieces(self, size: int) -> Iterator[PromptBatch]:
+        """Cuts the batch into pieces of at most ``size`` examples, in order; all share the ``candidates``.
+
+        A piece of shorter prompts loses the left columns that are padding in all of its rows: no forward is spent on
+        them.
+        """
+        width = self.input_ids.shape[1]
+        lengths = self.attention_mask.sum(
+            dim=1
+        ).tolist()  # once for all pieces: on a GPU each read waits for the device
+        for start in range(0, len(lengths), size):
+            rows = slice(start, start + size)
+            columns = slice(width - max(lengths[rows]), width)
+            yield PromptBatch(
+                self.input_ids[rows, columns],
+                self.attention_mask[rows, columns],
+                self.labels[rows],
+                self.candidates,
+                self.indices[rows],
+                self.answers_at[rows],
+            )
 
 
 class EncodedPrompts(Dataset[PromptBatch]):
@@ -43,15 +76,25 @@ class EncodedPrompts(Dataset[PromptBatch]):
     Args:
         prompts: Token ids of each prompt, each of shape (tokens,), int64, not empty.
         labels: Index of each answer in ``candidates``, shape (examples,), int64.
-        candidates: First token of every label word, shape (classes,), int64.
+        candidates: Token of every label word, shape (classes,), int64.
         pad_id: Token id that padding takes; the attention mask hides it.
+        answers_at: Position of the answer's logits in each prompt, counted from its end, shape (examples,), int64;
+            None is -1 for all.
     """
 
-    def __init__(self, prompts: Sequence[Tensor], labels: Tensor, candidates: Tensor, pad_id: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Tensor],
+        labels: Tensor,
+        candidates: Tensor,
+        pad_id: int,
+        answers_at: Tensor | None = None,
+    ) -> None:
         self.prompts = prompts
         self.labels = labels
         self.candidates = candidates
         self.pad_id = pad_id
+        self.answers_at = torch.full_like(labels, -1) if answers_at is None else answers_at
         self.lengths = [len(prompt) for prompt in prompts]
 
     def __len__(self) -> int:
@@ -67,33 +110,21 @@ class EncodedPrompts(Dataset[PromptBatch]):
             self.labels[indices],
             self.candidates,
             torch.tensor(indices),
+            self.answers_at[indices],
         )
 
 
-def micro_batches(batch: PromptBatch, size: int | None) -> Iterator[PromptBatch]:
-    """Cuts a batch into pieces of at most ``size`` examples, in order.
+Batch = PromptBatch | AnswerBatch
 
-    A piece of shorter prompts loses the left columns that are padding in all of its rows: no forward is spent on them.
+
+def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Cuts a batch into pieces of at most ``size`` examples, in order.
 
     Args:
         batch: The batch; its tensors are sliced, not copied.
         size: Examples per piece; None leaves the batch as it is.
-
-    Yields:
-        The pieces; all share the batch's ``candidates``.
     """
     if size is None:
         yield batch
-        return
-    width = batch.input_ids.shape[1]
-    lengths = batch.attention_mask.sum(dim=1).tolist()  # once for all pieces: on a GPU each read waits for the device
-    for start in range(0, len(lengths), size):
-        rows = slice(start, start + size)
-        columns = slice(width - max(lengths[rows]), width)
-        yield PromptBatch(
-            batch.input_ids[rows, columns],
-            batch.attention_mask[rows, columns],
-            batch.labels[rows],
-            batch.candidates,
-            batch.indices[rows],
-        )
+    else:
+        yield from batch.pieces(size)

@@ -1,4 +1,4 @@
-"""From a record to token ids: the template, the prompt's tokens, the label words' tokens.
+"""From a record to token ids: the template, the prompt's tokens, the answers' tokens.
 
 Nothing here reads a file or keeps a state.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,12 @@ class Template:
     parts: tuple[tuple[str, str | None], ...]
 
     @classmethod
-    def parse(cls, text: str) -> Template:
+    def parse(cls, text: str, option: str) -> Template:
         """Reads a template: ``{column}`` stands for a record's value, ``{{`` and ``}}`` for braces.
+
+        Args:
+            text: The template.
+            option: Where it is from, for messages.
 
         Raises:
             UserError: If the braces do not match, a gap is more than a plain name, or there is no gap at all.
@@ -35,12 +40,12 @@ class Template:
         try:
             parsed = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise UserError(f"the template {text!r} cannot be read: {error}") from None
+            raise UserError(f"{option}: {text!r} cannot be read: {error}") from None
         for _, field, spec, conversion in parsed:
             if field is not None and (not field or spec or conversion):
-                raise UserError(f"the template {text!r} may have gaps of the plain form {{column}} only")
+                raise UserError(f"{option}: {text!r} may have gaps of the plain form {{column}} only")
         if all(field is None for _, field, _, _ in parsed):
-            raise UserError(f"the template {text!r} has no gap: name a column in it, as in '{{sentence}} It was'")
+            raise UserError(f"{option}: {text!r} has no gap: name a column in it, as in '{{sentence}} It was'")
         return cls(tuple((literal, field) for literal, field, _, _ in parsed))
 
     @property
@@ -49,8 +54,8 @@ class Template:
         return tuple(field for _, field in self.parts if field is not None)
 
     def render(self, record: Mapping[str, Any]) -> str:
-        """The prompt for one record, which has a value in each of :attr:`fields`."""
-        return "".join(literal + ("" if field is None else str(record[field])) for literal, field in self.parts)
+        """The prompt for a record, which has a value in each of :attr:`fields`; values lose the spaces around them."""
+        return "".join(literal + ("" if field is None else str(record[field]).strip()) for literal, field in self.parts)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -68,38 +73,34 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     return result
 
 
-def label_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, words: Mapping[str, str]) -> list[int]:
-    """First token of every label word where it continues a prompt.
+def continued(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Token ids of each prompt and, separately, of each answer where it goes on with the prompt.
 
-    The word is not tokenized alone: with most tokenizers " great" after a text differs from "great" at the beginning
-    of one, and sentencepiece puts a space before a text by itself.
+    Answers are not tokenized alone: with most tokenizers " great" after a text differs from "great" at the beginning
+    of one, and sentencepiece puts a space before a text by itself. A last token of the prompt that melts into an answer
+    counts as the answer's, and then as that of all.
 
     Args:
         tokenizer: The model's tokenizer.
-        prompt: A prompt as the model gets it.
-        words: The word of each label, usually with a leading space.
+        prompts: Prompts as the model gets them.
+        answers: What may follow each.
 
     Returns:
-        One token id per label, in the order of ``words``.
-
-    Raises:
-        UserError: If a word is empty, melts into the prompt's last token, or shares its first token with another.
+        A pair for each prompt. An answer that adds no token has none.
     """
-    head, *continued = encode_prompts(tokenizer, [prompt, *(prompt + word for word in words.values())])
-    owners: dict[int, str] = {}
-    for word, ids in zip(words.values(), continued, strict=True):
-        if not word:
-            raise UserError("a label word is empty: give every label in --data.label_words a word")
-        if ids[: len(head)] != head or len(ids) == len(head):
-            raise UserError(
-                f"the label word {word!r} does not begin with a token of its own after the prompt {prompt[-30:]!r}:"
-                " let the template end without a space and the word begin with one"
-            )
-        first = ids[len(head)]
-        if first in owners:
-            raise UserError(
-                f"the label words {owners[first]!r} and {word!r} begin with the same token"
-                f" {tokenizer.decode([first])!r}: choose words that differ in their first token"
-            )
-        owners[first] = word
-    return list(owners)
+    flat = [prompt + answer for prompt, own in zip(prompts, answers, strict=True) for answer in own]
+    heads, wholes = encode_prompts(tokenizer, prompts), iter(encode_prompts(tokenizer, flat) if flat else [])
+    result = []
+    for head, own in zip(heads, answers, strict=True):
+        full = [next(wholes) for _ in own]
+        kept = _shared([head, *full])
+        result.append((head[:kept], [ids[kept:] for ids in full]))
+    return result
+
+
+def _shared(texts: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all texts begin with."""
+    aligned = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
+    return sum(1 for _ in aligned)

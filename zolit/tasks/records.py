@@ -58,15 +58,26 @@ class Records:
                     if row.get(column) is None:
                         raise UserError(f"{self.name(index)} has no value in the column {column!r} that {option} names")
 
-    def subset(self, size: int, seed: int, option: str) -> Records:
+    def subset(self, size: int | None, seed: int, option: str, skipped: int = 0) -> Records:
         """A random choice of ``size`` records in their order; a smaller choice is part of a larger one.
 
+        Args:
+            size: How many; None for all that are left.
+            seed: Of the choice.
+            option: What asked for them, for messages.
+            skipped: How many of the choice's first records are left to another part of the data.
+
         Raises:
-            UserError: If there are not as many; names the ``option`` that asked for them.
+            UserError: If there are not as many.
         """
-        if size > len(self.rows):
-            raise UserError(f"{option} asks for {size} examples, but {self.source} has only {len(self.rows)}")
-        chosen = sorted(random.Random(f"subset {seed}").sample(range(len(self.rows)), len(self.rows))[:size])
+        left = len(self.rows) - skipped
+        if (size or 1) > left:
+            taken = f", of which {skipped} are trained on" if skipped else ""
+            raise UserError(
+                f"{option} asks for {size or 1} examples, but {self.source} has only {len(self.rows)}{taken}"
+            )
+        order = random.Random(f"subset {seed}").sample(range(len(self.rows)), len(self.rows))
+        chosen = sorted(order[skipped:][:size])
         return replace(self, rows=[self.rows[i] for i in chosen], numbers=[self.numbers[i] for i in chosen])
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from zolit.errors import UserError
-from zolit.tasks.batch import PromptBatch
+from zolit.tasks.batch import Batch
 
 WINDOW = 50
 """Global batches that are sorted by length together: long enough to save padding, short enough to stay random."""
@@ -137,7 +137,7 @@ class OrderedBatchSampler(DistributedSampler[list[int]]):
         return iter(self.batches)
 
 
-class ResumableLoader(DataLoader[PromptBatch]):
+class ResumableLoader(DataLoader[Batch]):
     """A loader of training batches that knows its place and can be put there again.
 
     Its ``sampler`` must be a :class:`GlobalBatchSampler`. Lightning stores :meth:`state_dict` in every checkpoint and
@@ -148,7 +148,7 @@ class ResumableLoader(DataLoader[PromptBatch]):
     Lightning announced an epoch in between; so ``next(iter(loader))`` may be used to look at a batch.
     """
 
-    def __iter__(self) -> Iterator[PromptBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator, because Lightning asks for the iterator before it announces the epoch: nothing is fixed until
         # the first batch is wanted.
         sampler = self._sampler

@@ -1,126 +1,107 @@
-"""Classification by prompt: the model goes on with the text, and one word stands for each label.
+"""The data module: records of a task, read, checked and tokenized before a run begins, and served in batches.
 
-As in MeZO (arXiv:2305.17333): ``{sentence} It was`` is followed by " terrible" or " great", and the label word whose
-first token is likelier is the answer. The data module reads, checks and tokenizes everything in ``setup``, so that a
-run which starts does not fail on its data later.
+Everything happens in ``setup``, so that a run which starts does not fail on its data later.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig
 
 from zolit.errors import UserError
-from zolit.tasks.batch import EncodedPrompts, PromptBatch
-from zolit.tasks.prompts import Template, encode_prompts, label_tokens
+from zolit.pretrained import fills_masks, load_tokenizer
+from zolit.tasks.answers import EncodedAnswers
+from zolit.tasks.batch import Batch, EncodedPrompts
+from zolit.tasks.classification import Classification
+from zolit.tasks.encoding import Encoder
 from zolit.tasks.records import Records, fetch_dataset, is_saved_dataset, read_dataset, read_file
 from zolit.tasks.sampling import GlobalBatchSampler, OrderedBatchSampler, ResumableLoader
+from zolit.tasks.task import DatasetSplits, Record, Task
 
 
-@dataclass(frozen=True)
-class DatasetSplits:
-    """Which split of a data set plays which part.
-
-    Args:
-        train: Split to train on; null for none.
-        validation: Split to validate on; null for none.
-        test: Split to test on; null for none.
-    """
-
-    train: str | None = "train"
-    validation: str | None = "validation"
-    test: str | None = "test"
-
-
-SENTIMENT_WORDS = {"0": " terrible", "1": " great"}
-SAME_NAMES = DatasetSplits()
-
-
-class PromptedClassification(LightningDataModule):
-    """Labelled texts as prompts that one of a few label words answers.
+class PromptedData(LightningDataModule):
+    """Records as prompts, by a task, from files, a folder or the hub.
 
     Args:
         name_or_path: Folder or hub id of the model, for its tokenizer and the length of its context.
-        template: The prompt, with columns in braces. The label word follows it, so let it end without a space.
-        label_words: The word for each label, beginning with a space. A label is the text of its value, so that 1
-            and "1" are the same.
-        label_column: Column that holds the label.
+        task: What is asked: SST2, RTE, ... or Classification, MultipleChoice, Writing over columns of your own; null
+            is Classification, with SST-2's prompt and words.
         train_file: A jsonl, csv or parquet file to train on. A file takes precedence over the data set.
         validation_file: The same for validation.
         test_file: The same for testing.
-        dataset: Hub id of a data set, or a folder written by DatasetDict.save_to_disk.
-        dataset_config: Configuration of the data set on the hub, such as sst2 of nyu-mll/glue.
-        dataset_splits: Which split of the data set plays which part.
+        dataset: Hub id of a data set, or a folder written by DatasetDict.save_to_disk; null is the task's own, unless
+            there are files.
+        dataset_config: Configuration of the data set on the hub, such as sst2 of nyu-mll/glue; null is the task's.
+        dataset_splits: Which split of the data set plays which part; null is as the task has it.
         train_examples: How many training examples to take at random; null for all.
         validation_examples: How many validation examples to take at random; null for all.
         test_examples: How many test examples to take at random; null for all.
+        demonstrations: How many training examples come, with their answers, before every prompt.
         batch_size: Training examples per step on each process.
         eval_batch_size: Examples per forward in evaluation on each process, at most.
-        max_tokens: The longest prompt that is accepted, in tokens; null for the model's context. Nothing is cut off:
-            the end of a prompt is what asks for the answer.
+        max_tokens: The longest prompt with its answer, in tokens; null for the model's context.
+        too_long: What is longer is refused, or cut at its beginning: the end of a prompt is what asks for the answer.
         seed: Seed of the training order and of the random choices of examples.
         trust_remote_code: Run code that comes with the tokenizer; the CLI links it from model.trust_remote_code.
 
     Attributes:
-        class_names: The labels, in the order of the classes.
-        candidates: First token of each label word, shape (classes,), int64; there after ``setup``.
+        task: The task.
+        predicted_records: The records to predict, in order; there after ``setup("predict")``.
     """
 
-    candidates: Tensor
+    predicted_records: Sequence[Record]
 
     def __init__(
         self,
         *,
         name_or_path: str,
-        template: str = "{sentence} It was",
-        label_words: dict[str, str] = SENTIMENT_WORDS,
-        label_column: str = "label",
+        task: Task | None = None,
         train_file: str | None = None,
         validation_file: str | None = None,
         test_file: str | None = None,
         dataset: str | None = None,
         dataset_config: str | None = None,
-        dataset_splits: DatasetSplits = SAME_NAMES,
+        dataset_splits: DatasetSplits | None = None,
         train_examples: int | None = None,
         validation_examples: int | None = None,
         test_examples: int | None = None,
+        demonstrations: int = 0,
         batch_size: int = 16,
         eval_batch_size: int = 32,
         max_tokens: int | None = None,
+        too_long: Literal["refuse", "cut"] = "refuse",
         seed: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         self.name_or_path = name_or_path
-        self.template = template
-        self.label_words = {str(label): word for label, word in label_words.items()}  # YAML makes numbers of 0 and 1
-        self.label_column = label_column
+        self.task = task or Classification()
         self.files = {"train": train_file, "validation": validation_file, "test": test_file}
-        self.dataset = dataset
-        self.dataset_config = dataset_config
-        self.dataset_splits = dataset_splits
+        self.dataset = dataset or (None if any(self.files.values()) else self.task.dataset)
+        self.dataset_config = dataset_config or (None if dataset else self.task.dataset_config)
+        self.dataset_splits = dataset_splits or self.task.splits
         self.examples = {"train": train_examples, "validation": validation_examples, "test": test_examples}
+        self.demonstrations = demonstrations
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_tokens = max_tokens
+        self.too_long = too_long
         self.seed = seed
         self.trust_remote_code = trust_remote_code
-        self.class_names = tuple(self.label_words)
-        self._encoded: dict[str, EncodedPrompts] = {}
+        self._encoded: dict[str, EncodedPrompts | EncodedAnswers] = {}
         self._train_loader: ResumableLoader | None = None
         self._resume_from: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Downloads what is not there yet."""
         if not Path(self.name_or_path).is_dir():
-            _load_tokenizer(self.name_or_path, self.trust_remote_code)
+            load_tokenizer(self.name_or_path, self.trust_remote_code)
         lacking = [split for split, file in self.files.items() if file is None and getattr(self.dataset_splits, split)]
         if lacking and self.dataset is not None and not is_saved_dataset(self.dataset):
             fetch_dataset(self.dataset, self.dataset_config, None)
@@ -144,13 +125,15 @@ class PromptedClassification(LightningDataModule):
         }[stage]
         missing = [split for split in needed if split not in self._encoded]
         if missing:
-            template = Template.parse(self.template)
-            records = [self._read(split, template) for split in missing]
-            tokenizer = _load_tokenizer(self.name_or_path, self.trust_remote_code)
-            limit = self._token_limit()
-            for split, of_split in zip(missing, records, strict=True):
-                labels = [-1] * len(of_split.rows) if split == "predict" else self._labels(of_split)
-                self._encoded[split] = self._encode(of_split, labels, template, tokenizer, limit)
+            records = {split: self._read(split) for split in missing}
+            encoder = self._encoder()
+            shown = ""
+            if self.demonstrations:
+                shown = encoder.demonstrations(self._shown_records(records), self.demonstrations, self.seed)
+            if "predict" in records:
+                self.predicted_records = records["predict"].rows
+            for split, of_split in records.items():
+                self._encoded[split] = encoder.encode(of_split, split != "predict", shown)
         self._check_sizes(needed)
         # Lightning's advice to use worker processes is wrong here, for the tokens are in memory; and having no
         # validation loader is meant.
@@ -180,19 +163,19 @@ class PromptedClassification(LightningDataModule):
         """Puts the training loader, which is made later, in its place."""
         self._resume_from = state_dict
 
-    def val_dataloader(self) -> DataLoader[PromptBatch] | list[DataLoader[PromptBatch]]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation batches of similar length, this process's share; none where a fit has no validation data."""
         return self._evaluation_loader("validation") if self._has("validation") else []
 
-    def test_dataloader(self) -> DataLoader[PromptBatch]:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Test batches of similar length, this process's share."""
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """Batches in the order of the records, this process's share."""
         return self._evaluation_loader("predict", by_length=False)
 
-    def _evaluation_loader(self, split: str, by_length: bool = True) -> DataLoader[PromptBatch]:
+    def _evaluation_loader(self, split: str, by_length: bool = True) -> DataLoader[Batch]:
         rank, world = self._place
         data = self._encoded[split]
         sampler = OrderedBatchSampler(
@@ -226,65 +209,72 @@ class PromptedClassification(LightningDataModule):
                 " --data.train_examples to train on a few examples"
             )
 
-    def _read(self, part: str, template: Template) -> Records:
+    def _source(self, split: str) -> tuple[str | None, str | None]:
+        """Returns the file, or the split of the data set, that plays a part."""
+        file = self.files[split]
+        return file, None if file is not None or self.dataset is None else getattr(self.dataset_splits, split)
+
+    def _read(self, part: str) -> Records:
         """Reads the records of a split; prediction needs no labels."""
         split = self._predict_split if part == "predict" else part
-        labels = [] if part == "predict" else [self.label_column]
-        file, name = self.files[split], getattr(self.dataset_splits, split)
+        needed = dict(self.task.inputs())
+        if part != "predict":
+            for asker, columns in self.task.targets().items():
+                needed[asker] = [*needed.get(asker, ()), *columns]
+        file, name = self._source(split)
         if file is not None:
             records = read_file(file)
         elif self.dataset is not None and name is not None:
-            records = read_dataset(self.dataset, self.dataset_config, name, [*template.fields, *labels])
+            wanted = [column for columns in (*needed.values(), *self.task.targets().values()) for column in columns]
+            records = read_dataset(self.dataset, self.dataset_config, name, wanted)
         else:
             raise UserError(f"there is no {split} data: give --data.{split}_file or --data.dataset")
-        if (size := self.examples[split]) is not None:
-            records = records.subset(size, self.seed, f"--data.{split}_examples")
-        records.require({"--data.template": template.fields, "--data.label_column": labels})
+        skipped = self._trained_of(split)
+        if self.examples[split] is not None or skipped:
+            records = records.subset(self.examples[split], self.seed, f"--data.{split}_examples", skipped)
+        records.require(needed)
         return records
 
-    def _labels(self, records: Records) -> list[int]:
-        """Returns the class of each record."""
-        classes = {label: index for index, label in enumerate(self.class_names)}
-        labels = []
-        for index, row in enumerate(records.rows):
-            label = str(row[self.label_column])
-            if label not in classes:
-                raise UserError(
-                    f"{records.name(index)} has the label {label!r}, for which --data.label_words has no word (it has"
-                    f" words for {', '.join(classes)})"
-                )
-            labels.append(classes[label])
-        return labels
+    def _trained_of(self, split: str) -> int:
+        """Returns how many examples of the split of the data set that plays a part are trained on."""
+        source = self._source(split)
+        if split == "train" or not source[1] or self._source("train") != source:
+            return 0
+        if self.examples["train"] is None:
+            raise UserError(
+                f"train and {split} data are both taken from the split {source[1]!r}: give --data.train_examples, or"
+                f" {split} data of its own"
+            )
+        return self.examples["train"]
 
-    def _encode(
-        self,
-        records: Records,
-        labels: list[int],
-        template: Template,
-        tokenizer: PreTrainedTokenizerBase,
-        limit: int | None,
-    ) -> EncodedPrompts:
-        prompts = [template.render(row) for row in records.rows]
-        encoded = encode_prompts(tokenizer, prompts)
-        for index, ids in enumerate(encoded):
-            if not ids:
-                raise UserError(f"{records.name(index)} makes an empty prompt with the template {self.template!r}")
-            if limit is not None and len(ids) > limit:
-                raise UserError(
-                    f"the prompt of {records.name(index)} has {len(ids)} tokens, more than the limit of {limit}:"
-                    " shorten it, or raise --data.max_tokens if the model's context allows"
-                )
-        self.candidates = torch.tensor(label_tokens(tokenizer, prompts[0], self.label_words))
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return EncodedPrompts([torch.tensor(ids) for ids in encoded], torch.tensor(labels), self.candidates, pad_id)
+    def _shown_records(self, records: dict[str, Records]) -> Records:
+        shown = records.get("train") or self._read("train")
+        if self.demonstrations > len(shown.rows):
+            raise UserError(
+                f"--data.demonstrations asks for {self.demonstrations} examples, but only {len(shown.rows)} are to"
+                " train on"
+            )
+        return shown
 
-    def _token_limit(self) -> int | None:
-        """The longest prompt in tokens; None where neither the user nor the model sets a limit."""
+    def _encoder(self) -> Encoder:
+        tokenizer = load_tokenizer(self.name_or_path, self.trust_remote_code)
         try:
             config = AutoConfig.from_pretrained(self.name_or_path, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the configuration of {self.name_or_path}: {_one_line(error)}") from error
+        masked = fills_masks(config)
+        if masked and (self.task.as_language or self.demonstrations):
+            raise UserError(
+                f"{self.name_or_path} fills in masks, which answers a label word and no more: take a task with label"
+                " words, without --data.demonstrations, or a causal language model"
+            )
+        return Encoder(self.task, tokenizer, masked, self._token_limit(config), self.too_long == "cut")
+
+    def _token_limit(self, config: PretrainedConfig) -> int | None:
+        """The longest prompt in tokens; None where neither the user nor the model sets a limit."""
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and config.model_type == "roberta":
+            context -= 1 + (config.pad_token_id or 0)  # its positions are counted from there
         if self.max_tokens is None or context is None:
             return self.max_tokens or context
         if self.max_tokens > context:
@@ -300,13 +290,6 @@ class PromptedClassification(LightningDataModule):
                 what = f"one batch of {self.batch_size} on each of {world} processes" if split == "train" else ""
                 what = what or f"one for each of {world} processes"
                 raise UserError(f"there are {size} {split} examples, fewer than the {least} that {what} takes")
-
-
-def _load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {name_or_path}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

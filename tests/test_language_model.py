@@ -1,0 +1,170 @@
+"""What is asked of real architectures, against plain loops over transformers, one example at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from zolit import quickstart
+from zolit.language_model import LanguageModel
+from zolit.tasks import AnswerBatch, EncodedAnswers, EncodedPrompts
+from zolit.tuning import Full, LoRA, Prefix, Tuning
+
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
+    "llama, tied": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=32)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=True)),
+}
+
+
+def made(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MODELS[name]().eval().to(dtype)
+
+
+def answers(count: int = 7) -> EncodedAnswers:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(most: int) -> Tensor:
+        length = int(torch.randint(1, most, (), generator=generator))
+        return torch.randint(3, 60, (length,), generator=generator)
+
+    prompts = [ids(14) for _ in range(count)]
+    choices = [[ids(6) for _ in range(2 + i % 3)] for i in range(count)]
+    return EncodedAnswers(prompts, choices, [(0,)] * count, [()] * count, pad_id=0, as_language=False)
+
+
+@torch.no_grad()
+def alone(model: torch.nn.Module, data: EncodedAnswers, index: int) -> list[float]:
+    """Mean log-likelihood of each answer of an example, by a plain forward without padding."""
+    found = []
+    for answer in data.answers[index]:
+        whole = torch.cat([data.prompts[index], answer])
+        logits = model(input_ids=whole[None]).logits[0].float().log_softmax(1)
+        start = len(data.prompts[index])
+        found.append(float(logits[torch.arange(start - 1, len(whole) - 1), answer].mean()))
+    return found
+
+
+TUNINGS: dict[str, Callable[[], Tuning]] = {"full": Full, "lora": LoRA, "prefix": Prefix}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_each_answer_alone(name: str, tuning: str) -> None:
+    language, data = LanguageModel(made(name), TUNINGS[tuning]()), answers()
+    expected = torch.tensor([score for i in range(len(data)) for score in alone(language.model, data, i)])
+    with torch.no_grad():
+        for size in (1, 3, 7):
+            batches = [data[list(range(start, min(start + size, 7)))] for start in range(0, 7, size)]
+            for share in (False, True):
+                found = torch.cat([language.answer_scores(batch, share_prompts=share) for batch in batches])
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_in_bfloat16(name: str) -> None:
+    data = answers()
+    expected = torch.tensor([score for i in range(len(data)) for score in alone(made(name), data, i)])
+    language = LanguageModel(made(name, torch.bfloat16), Full())
+    with torch.no_grad():
+        for share in (False, True):
+            found = language.answer_scores(data[list(range(7))], share_prompts=share)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+def test_prompts_are_computed_once() -> None:
+    language, batch = LanguageModel(made("llama"), Full()), answers()[list(range(7))]
+    seen: list[int] = []
+    language.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.no_grad():
+        language.answer_scores(batch)
+        language.answer_scores(batch, share_prompts=True)
+    together, prompts, rest = seen
+    assert prompts + rest < together / 2
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(quickstart.MODEL)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_is_the_likeliest_token_by_token(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    language, data = LanguageModel(made(name), Full()), answers(5)
+    batch: AnswerBatch = data[[3, 0, 4]]
+    with torch.no_grad():
+        found = language.write(batch, tokenizer, 6)
+        for text, index in zip(found, [3, 0, 4], strict=True):
+            ids = data.prompts[index]
+            for _ in range(6):
+                ids = torch.cat([ids, language.model(input_ids=ids[None]).logits[0, -1:].argmax(1)])
+                if ids[-1] == tokenizer.eos_token_id:
+                    break
+            written = tokenizer.decode(ids[len(data.prompts[index]) :], skip_special_tokens=True)
+            assert text == written.strip().split("\n")[0].strip()
+
+
+def test_what_a_line_ends_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A model that always writes the same tokens, of which the third is a line's end."""
+    model = made("llama")
+    line = tokenizer("a\n", add_special_tokens=False)["input_ids"][-1]
+    written = [tokenizer("a", add_special_tokens=False)["input_ids"][-1]] * 2 + [line] + [5] * 20
+    steps: list[int] = []
+
+    def generate(**options: object) -> Tensor:
+        steps.append(len(written))
+        ids = options["input_ids"]
+        assert isinstance(ids, Tensor)
+        assert line in options["eos_token_id"]  # type: ignore[operator]
+        return torch.cat([ids, torch.tensor([written] * len(ids))], dim=1)
+
+    model.generate = generate  # type: ignore[method-assign, assignment]
+    language = LanguageModel(model, Full())
+    assert language.write(answers(2)[[0, 1]], tokenizer, 23) == ["aa", "aa"]
+    assert steps == [23]
+
+
+def test_a_masked_models_word_stands_where_the_mask_is() -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(**SIZES, intermediate_size=48, max_position_embeddings=40, pad_token_id=1)
+    config.architectures = ["RobertaForMaskedLM"]
+    model = RobertaForMaskedLM(config).eval()
+    prompts = [torch.tensor(ids) for ids in ([5, 6, 59, 8, 2], [59, 7, 2], [9, 9, 9, 9, 59])]
+    places = torch.tensor([-3, -3, -1])
+    data = EncodedPrompts(prompts, torch.tensor([0, 1, 0]), torch.tensor([11, 12]), 1, places)
+    language = LanguageModel(copy.deepcopy(model), Full())
+    with torch.no_grad():
+        for indices in ([0, 1, 2], [1], [2, 0]):
+            found = language.word_logits(data[indices])
+            for row, index in enumerate(indices):
+                ids = prompts[index]
+                expected = model(input_ids=ids[None]).logits[0, len(ids) + places[index]]
+                torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)

@@ -1,0 +1,59 @@
+"""Scores of written answers, on cases that are easily got wrong, and a mean that is exact in every precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zolit.metrics import MeanScore, drop_scores, squad_scores
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "f1", "exact"),
+    [
+        ("a boat", ["boat"], 1.0, 1.0),  # articles
+        ("The  Boat!", ["boat"], 1.0, 1.0),  # case, punctuation, spaces
+        ("red boat", ["the boat", "red"], 2 / 3, 0.0),  # the best of several: boat 1/2 and 1/1; red the same
+        ("boat boat", ["boat"], 2 / 3, 0.0),  # a word counts as often as it is in both
+        ("", ["boat"], 0.0, 0.0),
+        ("the", ["a"], 1.0, 1.0),  # nothing is left of either
+        ("ship", ["boat"], 0.0, 0.0),
+        ("7.0", ["7"], 0.0, 0.0),  # 70 after its point is gone
+        ("U.S.", ["US"], 1.0, 1.0),
+        ("well-known", ["well known"], 0.0, 0.0),  # one word: wellknown
+    ],
+)
+def test_squad(answer: str, accepted: list[str], f1: float, exact: float) -> None:
+    scores = squad_scores(answer, accepted)
+    assert scores["f1"] == pytest.approx(f1)
+    assert scores["exact_match"] == exact
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "f1", "exact"),
+    [
+        ("a boat", [("boat",)], 1.0, 1.0),
+        ("7.0", [("7",)], 1.0, 1.0),  # numbers by value
+        ("7 points", [("8 points",)], 0.0, 0.0),  # another number: nothing counts
+        ("7 points", [("7",)], 0.67, 0.0),
+        ("points", [("7 points",)], 0.0, 0.0),
+        ("well-known", [("well known",)], 1.0, 1.0),  # hyphens part words
+        ("boat boat", [("boat",)], 1.0, 0.0),  # bags are sets
+        ("Ada", [("Ada", "Ben")], 0.5, 0.0),  # one of two spans
+        ("Ada", [("Ada", "Ben"), ("Ada",)], 1.0, 1.0),  # the best of several answers
+        ("", [("boat",)], 0.0, 0.0),
+        ("1,000", [("1000",)], 1.0, 1.0),  # the comma goes, and then it is a number
+        ("$5", [("5",)], 1.0, 1.0),
+        ("-5", [("5",)], 1.0, 1.0),  # the hyphen parts words, of which one is empty
+    ],
+)
+def test_drop(answer: str, accepted: list[tuple[str, ...]], f1: float, exact: float) -> None:
+    assert drop_scores(answer, accepted) == {"f1": f1, "exact_match": exact}
+
+
+def test_the_mean_is_exact_in_every_precision() -> None:
+    mean = MeanScore().to(torch.bfloat16)
+    for _ in range(1000):
+        mean.update([1.0, 0.0, 1 / 3])
+    assert float(mean.compute()) == pytest.approx(4 / 9, abs=1e-6)
+    assert mean.compute().dtype == torch.float32

@@ -1,0 +1,36 @@
+"""BoolQ: yes or no, by a passage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.tasks.classification import Classification
+from zolit.tasks.task import DatasetSplits, Record
+
+
+class BoolQ(Classification):
+    """BoolQ (arXiv 1905.10044), prompts of MeZO (arXiv 2305.17333). Columns: passage, question, answer."""
+
+    dataset: ClassVar[str | None] = "google/boolq"
+    dataset_config: ClassVar[str | None] = None
+    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
+
+    def __init__(self) -> None:
+        super().__init__(
+            "{passage} {asked}\n",
+            {"True": "Yes", "False": "No"},
+            label_column="answer",
+        )
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"BoolQ": ("passage", "question")}
+
+    @override
+    def values(self, record: Record) -> Mapping[str, object]:
+        question = str(record["question"])
+        asked = question[:1].upper() + question[1:]
+        return {**record, "asked": asked if asked.endswith("?") else asked + "?"}

@@ -1,0 +1,55 @@
+"""Multiple choice: every record brings answers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.errors import UserError
+from zolit.tasks.prompts import Template
+from zolit.tasks.task import DatasetSplits, Question, Record, Task
+
+
+class MultipleChoice(Task):
+    """Texts that one of several columns goes on with best; the one whose tokens are likeliest on average is chosen.
+
+    Args:
+        template: The prompt, with columns in braces; a choice follows it after a space.
+        choices: The columns that hold the choices.
+        label_column: Column that holds which is right: its number, from 0, or the name of its column.
+
+    Raises:
+        UserError: If the template cannot be read, or there are fewer than two choices.
+    """
+
+    splits: ClassVar[DatasetSplits] = DatasetSplits()
+    as_language: ClassVar[bool] = True
+
+    def __init__(self, template: str, choices: list[str], label_column: str = "label") -> None:
+        self.template = Template.parse(template, "--data.task.template")
+        if len(choices) < 2:
+            raise UserError(f"--data.task.choices: name at least two columns, not {len(choices)}")
+        self.choices = choices
+        self.label_column = label_column
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"--data.task.template": self.template.fields, "--data.task.choices": self.choices}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"--data.task.label_column": [self.label_column]}
+
+    @override
+    def question(self, record: Record) -> Question:
+        return Question(self.template.render(record), tuple(f" {record[column]}" for column in self.choices))
+
+    @override
+    def right(self, record: Record) -> tuple[int, ...]:
+        label = str(record[self.label_column])
+        names = [*self.choices, *(str(number) for number in range(len(self.choices)))]
+        if label not in names:
+            raise UserError(f"has the label {label!r}, where --data.task.choices has {', '.join(names)}")
+        return (names.index(label) % len(self.choices),)

@@ -1,0 +1,48 @@
+"""COPA: which is the cause, or the effect?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.errors import UserError
+from zolit.tasks.task import Question, Record, Task
+
+
+class COPA(Task):
+    """COPA of SuperGLUE (arXiv 1905.00537), prompts of MeZO (arXiv 2305.17333).
+
+    Columns: premise, choice1, choice2, question, label.
+    """
+
+    dataset: ClassVar[str | None] = "aps/super_glue"
+    dataset_config: ClassVar[str | None] = "copa"
+    as_language: ClassVar[bool] = True
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"COPA": ("premise", "choice1", "choice2", "question")}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"COPA": ("label",)}
+
+    @override
+    def question(self, record: Record) -> Question:
+        premise = str(record["premise"]).rstrip()
+        joined = " so" if record["question"] == "effect" else " because"
+        choices = (_begun_small(str(record[name])) for name in ("choice1", "choice2"))
+        return Question(premise.removesuffix(".") + joined, tuple(f" {choice}" for choice in choices))
+
+    @override
+    def right(self, record: Record) -> tuple[int, ...]:
+        if str(record["label"]) not in ("0", "1"):
+            raise UserError(f"has the label {record['label']!r}, where COPA has 0 for choice1 and 1 for choice2")
+        return (int(record["label"]),)
+
+
+def _begun_small(choice: str) -> str:
+    first, space, rest = choice.partition(" ")
+    return (first if first == "I" else first.lower()) + space + rest

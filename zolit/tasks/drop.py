@@ -1,0 +1,41 @@
+"""DROP: questions on paragraphs that take counting and comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.metrics import drop_scores
+from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.writing import Writing
+
+
+class DROP(Writing):
+    """DROP (arXiv 1903.00161), prompts of MeZO (arXiv 2305.17333), each span an answer that would do, as there.
+
+    Judged by DROP's own F1, where MeZO takes SQuAD's. Columns: passage, question, answers_spans.
+    """
+
+    dataset: ClassVar[str | None] = "ucinlp/drop"
+    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
+
+    def __init__(self) -> None:
+        super().__init__("Passage: {passage}\nQuestion: {question}\nAnswer:", "answers_spans")
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"DROP": self.template.fields}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"DROP": ("answers_spans",)}
+
+    @override
+    def accepted(self, record: Record) -> tuple[str, ...]:
+        return tuple((record.get("answers_spans") or {}).get("spans", ()))
+
+    @override
+    def judge(self, answer: str, accepted: Sequence[str]) -> dict[str, float]:
+        return drop_scores(answer, [(span,) for span in accepted])

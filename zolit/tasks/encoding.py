@@ -1,0 +1,156 @@
+"""From questions to tokens: what a split of a task is in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from zolit.errors import UserError
+from zolit.tasks.answers import EncodedAnswers
+from zolit.tasks.batch import EncodedPrompts
+from zolit.tasks.prompts import continued
+from zolit.tasks.records import Records
+from zolit.tasks.task import Task
+
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes tokens of a task's records.
+
+    Args:
+        task: The task.
+        tokenizer: The model's.
+        masked: Whether the model fills in a mask, rather than going on with a text.
+        limit: The longest prompt with its answer, in tokens; None for no limit.
+        cut: Whether what is too long loses tokens at its beginning, rather than being refused.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    masked: bool
+    limit: int | None
+    cut: bool
+
+    def demonstrations(self, records: Records, count: int, seed: int) -> str:
+        """Returns so many records with their right answers as the text that comes before every prompt."""
+        if not count:
+            return ""
+        chosen = random.Random(f"demonstrations {seed}").sample(range(len(records.rows)), count)
+        shown = []
+        for index in chosen:
+            record = records.rows[index]
+            question = self.task.question(record)
+            shown.append((question.prompt + question.answers[self._right(records, index)[0]]).strip() + SEPARATOR)
+        return "".join(shown)
+
+    def encode(self, records: Records, known: bool, shown: str = "") -> EncodedPrompts | EncodedAnswers:
+        """Encodes the records of a split.
+
+        Args:
+            records: The records.
+            known: Whether they say what is right; in prediction they need not.
+            shown: What comes before every prompt.
+
+        Raises:
+            UserError: If a record makes no prompt, or one that is too long, or has an answer that adds nothing.
+        """
+        right = [self._right(records, i) if known else () for i in range(len(records.rows))]
+        if self.masked:
+            return self._encode_masked(records, right)
+        questions = [self.task.question(record) for record in records.rows]
+        prompts = [shown + question.prompt for question in questions]
+        encoded = continued(self.tokenizer, prompts, [question.answers for question in questions])
+        for index, (question, (_, answers)) in enumerate(zip(questions, encoded, strict=True)):
+            if not answers:
+                raise UserError(f"{records.name(index)} has no answers to choose from")
+            if [] in answers:
+                empty = question.answers[answers.index([])]
+                raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
+        ids = [
+            torch.tensor(self._fitting(records, index, prompt, self._reserved(answers)))
+            for index, (prompt, answers) in enumerate(encoded)
+        ]
+        first = encoded[0][1]
+        tokens = [token for answer in first for token in answer]
+        of_one_token = len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in encoded)
+        if of_one_token and not self.task.written:
+            labels = torch.tensor([own[0] if own else -1 for own in right])
+            return EncodedPrompts(ids, labels, torch.tensor(tokens), self._pad_id)
+        accepted = [self.task.accepted(record) if self.task.written and known else () for record in records.rows]
+        tensors = [[torch.tensor(answer) for answer in own] for _, own in encoded]
+        return EncodedAnswers(ids, tensors, right, accepted, self._pad_id, self.task.as_language)
+
+    def _encode_masked(self, records: Records, right: Sequence[tuple[int, ...]]) -> EncodedPrompts:
+        mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
+        words = self.task.question(records.rows[0]).answers
+        tokens = self._mask_words(words)
+        prompts: list[Tensor] = []
+        places = []
+        encoded = self.tokenizer([self.task.masked_prompt(record, mask) for record in records.rows], verbose=False)
+        for index, ids in enumerate(encoded["input_ids"]):
+            if ids.count(mask_id) != 1:
+                raise UserError(f"{records.name(index)} has {ids.count(mask_id)} masks in its prompt, not 1")
+            fitting = self._fitting(records, index, ids, 0)
+            if mask_id not in fitting:
+                raise UserError(f"the mask of {records.name(index)} was cut off: raise --data.max_tokens")
+            places.append(fitting.index(mask_id) - len(fitting))
+            prompts.append(torch.tensor(fitting))
+        labels = torch.tensor([own[0] if own else -1 for own in right])
+        return EncodedPrompts(prompts, labels, torch.tensor(tokens), self._pad_id, torch.tensor(places))
+
+    def _mask_words(self, words: Sequence[str]) -> list[int]:
+        """Returns the token of every label word where it stands for a mask, with a space before it."""
+        tokens = []
+        for word in words:
+            ids = self.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise UserError(
+                    f"the label word {word!r} is {len(ids)} tokens of this masked model, which fills in one:"
+                    " choose another in --data.task.label_words"
+                )
+            tokens += ids
+        return tokens
+
+    def _right(self, records: Records, index: int) -> tuple[int, ...]:
+        try:
+            return self.task.right(records.rows[index])
+        except UserError as error:
+            raise UserError(f"{records.name(index)} {error}") from None
+
+    def _reserved(self, answers: Sequence[Sequence[int]]) -> int:
+        """Returns how many tokens must have room after a prompt, beside the one that its last token predicts."""
+        longest = max(len(answer) for answer in answers)
+        return (max(longest, self.task.new_tokens) if self.task.written else longest) - 1
+
+    def _fitting(self, records: Records, index: int, ids: list[int], reserved: int) -> list[int]:
+        if not ids:
+            raise UserError(f"{records.name(index)} makes an empty prompt")
+        if self.limit is None or len(ids) + reserved <= self.limit:
+            return ids
+        if not self.cut:
+            answer = f" and {reserved} more in its answer" if reserved else ""
+            raise UserError(
+                f"the prompt of {records.name(index)} has {len(ids)} tokens{answer}, more than the limit of"
+                f" {self.limit}: shorten it, set --data.too_long cut, or raise --data.max_tokens if the model's context"
+                " allows"
+            )
+        # What a tokenizer puts before a text stays; the rest goes from the left: the end is what asks.
+        start = 1 if ids[0] in self.tokenizer.all_special_ids else 0
+        room = self.limit - reserved - start
+        if room < 1:
+            raise UserError(
+                f"the answer of {records.name(index)} alone is longer than the limit of {self.limit} tokens"
+            )
+        return ids[:start] + ids[start:][-room:]
+
+    @property
+    def _pad_id(self) -> int:
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(end if pad is None else pad)

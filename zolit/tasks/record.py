@@ -1,0 +1,47 @@
+"""ReCoRD: which name fills the gap in a sentence on a passage?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.errors import UserError
+from zolit.tasks.task import Question, Record, Task
+
+_GAP = "@placeholder"
+
+
+class ReCoRD(Task):
+    """ReCoRD of SuperGLUE (arXiv 1905.00537), prompts of MeZO (arXiv 2305.17333): the whole sentence is scored.
+
+    Columns: passage, query, entities, answers.
+    """
+
+    dataset: ClassVar[str | None] = "aps/super_glue"
+    dataset_config: ClassVar[str | None] = "record"
+    as_language: ClassVar[bool] = True
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"ReCoRD": ("passage", "query", "entities")}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"ReCoRD": ("answers",)}
+
+    @override
+    def question(self, record: Record) -> Question:
+        passage = str(record["passage"]).replace("@highlight\n", "- ")
+        filled = (str(record["query"]).replace(_GAP, entity) for entity in record["entities"])
+        return Question(f"{passage}\n-", tuple(f" {sentence}" for sentence in filled))
+
+    @override
+    def right(self, record: Record) -> tuple[int, ...]:
+        # The first answer is trained on; entities may name it more than once.
+        entities, answers = list(record["entities"]), list(record["answers"])
+        found = [index for answer in answers for index, entity in enumerate(entities) if entity == answer]
+        if not found:
+            raise UserError(f"has none of its answers {answers} among its entities")
+        return tuple(dict.fromkeys(found))

@@ -1,0 +1,33 @@
+"""SQuAD: questions on paragraphs, answered in their words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.writing import Writing
+
+
+class SQuAD(Writing):
+    """SQuAD 1.1 (arXiv 1606.05250), prompts of MeZO (arXiv 2305.17333). Columns: title, context, question, answers."""
+
+    dataset: ClassVar[str | None] = "rajpurkar/squad"
+    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
+
+    def __init__(self) -> None:
+        super().__init__("Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:", "answers")
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"SQuAD": self.template.fields}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"SQuAD": ("answers",)}
+
+    @override
+    def accepted(self, record: Record) -> tuple[str, ...]:
+        return tuple((record.get("answers") or {}).get("text", ()))

@@ -1,0 +1,36 @@
+"""WSC: what does a pronoun refer to?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.tasks.classification import Classification
+from zolit.tasks.task import DatasetSplits, Record
+
+
+class WSC(Classification):
+    """Winograd schemas of SuperGLUE (arXiv 1905.00537), prompts of MeZO (arXiv 2305.17333).
+
+    Columns: text, span1_text, span2_text, label.
+    """
+
+    dataset: ClassVar[str | None] = "aps/super_glue"
+    dataset_config: ClassVar[str | None] = "wsc.fixed"
+    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
+
+    def __init__(self) -> None:
+        super().__init__(
+            '{text}\nIn the previous sentence, does the pronoun "{pronoun}" refer to {span1_text}? Yes or No?\n',
+            {"0": "No", "1": "Yes"},
+        )
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"WSC": ("text", "span1_text", "span2_text")}
+
+    @override
+    def values(self, record: Record) -> Mapping[str, object]:
+        return {**record, "pronoun": str(record["span2_text"]).lower()}
