@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from zolit.errors import UserError, require
+from zolit.pretrained import fills_masks
 
 
 class Tuning(ABC):
@@ -77,7 +78,7 @@ class LoRA(Tuning):
 
     def __init__(self, rank: int = 8, alpha: int = 16, targets: list[str] | None = None, seed: int = 0) -> None:
         require(rank >= 1, f"model.tuning.rank: an adapter needs at least rank 1, not {rank}")
-        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=TaskType.CAUSAL_LM)
+        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
         self._seed = seed
 
     @override
@@ -101,11 +102,12 @@ class Prefix(Tuning):
     def __init__(self, tokens: int = 5, seed: int = 0) -> None:
         require(tokens >= 1, f"model.tuning.tokens: a prefix needs at least 1 token, not {tokens}")
         self.prefix = tokens
-        self._config = PrefixTuningConfig(num_virtual_tokens=tokens, task_type=TaskType.CAUSAL_LM)
+        self._config = PrefixTuningConfig(num_virtual_tokens=tokens)
         self._seed = seed
 
     @override
     def prepare(self, model: PreTrainedModel) -> nn.Module:
+        require(not fills_masks(model.config), "model.tuning: a prefix goes with causal models; take LoRA for this one")
         # Said by transformers of how peft hands the prefix over.
         warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
         return _adapted(model, self._config, self._seed, "model.tuning")
@@ -118,6 +120,7 @@ def _adapted(model: PreTrainedModel, config: PeftConfig, seed: int, option: str)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            config.task_type = None if fills_masks(model.config) else TaskType.CAUSAL_LM
             adapted = get_peft_model(model, config)
     except ValueError as error:
         msg = f"{option}: {' '.join(str(error).split())}"
