@@ -86,6 +86,18 @@ def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task:
     assert all({"answer", "label"} & set(json.loads(line)) for line in file.read_text().splitlines())
 
 
+@pytest.mark.parametrize("method", ["curvzo", "per-example", "hi-zfo", "first-order", "zo-act"])
+@pytest.mark.parametrize("task", ["copa", "squad"])
+def test_methods_train_on_long_answers(zolit: Fit, tmp_path: Path, task: str, method: str) -> None:
+    train, held_out = (write(tmp_path / f"{name}.jsonl", records(task, 16)) for name in ("train", "validation"))
+    files = [f"--data.train_file={train}", f"--data.validation_file={held_out}", "--data.batch_size=4"]
+    files += ["--data.train_examples=16", "--data.validation_examples=16", "--model.micro_batch_size=3"]
+    options = [f"--config=configs/task/{task}.yaml", f"--config=configs/method/{method}.yaml", *files]
+    cli = zolit("fit", *options, "--model.optimizer.lr=1e-3", "--trainer.log_every_n_steps=2", *TWO_STEPS)
+    assert cli.trainer.global_step == 2
+    assert cli.model.zo.last_step.skipped_steps == 0
+
+
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_tunings_compose(zolit: Fit, tuning: str) -> None:
     cli = zolit("fit", "--config=configs/method/mezo.yaml", f"--config=configs/tuning/{tuning}.yaml", *TWO_STEPS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.probing.alike import assert_probed_alike
 from tests.tiny import weights_of
@@ -189,3 +190,31 @@ def test_a_prefix_whose_outputs_are_used_elsewhere_is_given_up() -> None:
     inputs = torch.randn(5, 6, dtype=torch.float64)
     assert_probed_alike(lambda: Layers(all_outputs), inputs, trainable="layers.3")
     assert_probed_alike(lambda: Layers(plainly), inputs, trainable="layers.3")
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "written"])
+def test_layers_that_fill_a_cache_are_computed(objective: str) -> None:
+    """A layer that was answered for would leave the keys of later tokens out."""
+    runs = []
+    for probing in ("streamed", "in_place"):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 23, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=4, intermediate_size=24)).eval()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("model.layers.3")
+        ids = torch.arange(12).view(2, 6) % 23
+
+        def closure(model: LlamaForCausalLM = model, ids: Tensor = ids) -> Tensor:
+            if objective == "written":
+                written = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
+                return (written[:, 6:] * torch.arange(1, 6)).float().sum(1)
+            first = model(ids[:, :3], use_cache=True)
+            rest = model(ids[:, 3:], cache=first.past_key_values)
+            return torch.cat([first.logits, rest.logits], dim=1).square().mean((1, 2))
+
+        optimizer = MeZO(model, lr=1e-2, eps=1.0, probing=probing)
+        losses = [optimizer.step(closure) for _ in range(3)]
+        runs.append((losses, optimizer.last_step.coefficients))
+    (losses, coefficients), (others, of_others) = runs
+    assert losses == pytest.approx(others, rel=1e-4)
+    assert coefficients == pytest.approx(of_others, rel=1e-3)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from zolit.blocks import Weight
 from zolit.probing.views import Places
@@ -26,8 +27,9 @@ class Prefix:
 
     Layers are the members of the model's largest ``nn.ModuleList``, as far as each gets what the one before it gave,
     and nothing else comes in between. What comes into the first is compared each time, so that a model that is called
-    on something else computes all of them; on a GPU the host waits for this comparison, where there is a prefix. As a
-    model may use layers' outputs elsewhere, a prefix is proven before it is relied on.
+    on something else, or fills a cache of keys and values, computes all of them; on a GPU the host waits for this
+    comparison, where there is a prefix. As a model may use layers' outputs elsewhere, a prefix is proven before it is
+    relied on.
     """
 
     def __init__(self, model: nn.Module, places: Places) -> None:
@@ -124,12 +126,14 @@ class Prefix:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             if index == 0:
-                self._begin_call(args[0] if args and isinstance(args[0], Tensor) else None)
+                # A layer that was answered for would leave its keys and values out of a cache.
+                cached = any(isinstance(option, Cache) for option in (*args, *kwargs.values()))
+                self._begin_call(args[0] if args and isinstance(args[0], Tensor) and not cached else None)
             if self._replayed is not None:
                 output = self._replayed
             else:
                 output = forward(*args, **kwargs)
-                if last and self._next == len(self._calls) and _is_plain(output):
+                if last and self._inputs is not None and self._next == len(self._calls) and _is_plain(output):
                     self._calls.append(_Call(self._inputs, output, _versions(output)))
             if last:
                 self._next += 1
