@@ -1,7 +1,8 @@
-"""The command ``zolit``: fit, validate, test and predict, by LightningCLI; bench, export and methods."""
+"""The command ``zolit``: fit, validate, test and predict, by LightningCLI; bench, export, table and methods."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -182,6 +183,9 @@ def main() -> None:
             zolit.methods.listing.show(zolit.methods.abouts())
         elif sys.argv[1:2] == ["export"]:
             zolit.export.run(sys.argv[2:])
+        elif sys.argv[1:2] == ["table"]:
+            # It runs this command line itself, so that neither can import the other at first.
+            importlib.import_module("zolit.tables").run(sys.argv[2:])
         else:
             run()
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:

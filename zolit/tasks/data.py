@@ -118,7 +118,7 @@ class PromptedData(LightningDataModule):
         if stage == "fit":  # comes before load_state_dict
             self._train_loader = self._resume_from = None
         needed = {
-            "fit": ["train", "validation"] if self._has("validation") else ["train"],
+            "fit": ["train", "validation"] if self.has("validation") else ["train"],
             "validate": ["validation"],
             "test": ["test"],
             "predict": ["predict"],
@@ -165,7 +165,7 @@ class PromptedData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation batches of similar length, this process's share; none where a fit has no validation data."""
-        return self._evaluation_loader("validation") if self._has("validation") else []
+        return self._evaluation_loader("validation") if self.has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test batches of similar length, this process's share."""
@@ -190,9 +190,10 @@ class PromptedData(LightningDataModule):
 
     @property
     def _predict_split(self) -> str:
-        return "test" if self._has("test") else "validation"
+        return "test" if self.has("test") else "validation"
 
-    def _has(self, split: str) -> bool:
+    def has(self, split: str) -> bool:
+        """Tells whether there is data for a part: train, validation or test."""
         named = getattr(self.dataset_splits, split) is not None
         return self.files[split] is not None or (self.dataset is not None and named)
 

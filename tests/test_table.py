@@ -1,0 +1,164 @@
+"""``zolit table``: every shipped table can be run; a small one is, broken off, resumed, and printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import QUIET, ROOT
+from tests.tasks.examples import records
+from tests.tasks.words import write
+from zolit.errors import UserError
+from zolit.tables import command
+from zolit.tables.cell import perform
+from zolit.tables.spec import Row, Table, arguments, read_table, runs
+
+PAPER = ROOT / "configs" / "paper"
+TABLES = sorted(path.name for path in PAPER.glob("*_*.yaml"))
+TASKS = {"SST-2": "configs/task/sst2.yaml", "COPA": "configs/task/copa.yaml", "SQuAD": "configs/task/squad.yaml"}
+MEZO = "configs/method/mezo.yaml"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> str:
+    """Local data of three tasks, in the layout that --files takes."""
+    for task in ("sst2", "copa", "squad"):
+        (tmp_path / "files" / task).mkdir(parents=True)
+        for part, count in (("train", 24), ("validation", 8), ("test", 12)):
+            write(tmp_path / "files" / task / f"{part}.jsonl", records(task, count))
+    return str(tmp_path / "files")
+
+
+@pytest.fixture
+def scale(tmp_path: Path) -> str:
+    small = {
+        "model": {"name_or_path": "zolit/quickstart/model"},
+        "data": {"train_examples": 24, "validation_examples": 8, "test_examples": 12, "batch_size": 8},
+        "trainer": {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    return str(tmp_path / "small.yaml")
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(ROOT)
+    rows = {
+        "zero-shot": {"configs": [MEZO], "trained": False},
+        "MeZO": {
+            "configs": [MEZO],
+            "grid": {"model.optimizer.lr": [1e-3, 1e-4]},
+            "published": {"SST-2": 92.1, "SQuAD": 79.0},
+        },
+    }
+    quiet = {option.lstrip("-").split("=")[0]: option.split("=")[1] for option in QUIET}
+    content = {"title": "A table", "tasks": TASKS, "rows": rows, "options": quiet, "seeds": [0, 1]}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(tmp_path / "table.yaml")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_shipped_tables_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = read_table(str(PAPER / name))
+    folders = [run.folder for run in runs(spec)]
+    assert len(set(folders)) == len(folders) > 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_run_of_each_row_and_each_column_of_shipped_tables(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scale: str
+) -> None:
+    """With the quickstart's model, and local data of every task."""
+    monkeypatch.chdir(ROOT)
+    spec = read_table(str(PAPER / name))
+    every, rows, columns = runs(spec), set(), set()
+    for config in spec.tasks.values():
+        folder = tmp_path / "files" / Path(config).stem
+        folder.mkdir(parents=True)
+        for part, count in (("train", 24), ("validation", 8), ("test", 12)):
+            write(folder / f"{part}.jsonl", records(folder.name, count))
+    spec.options |= {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
+    tasks = list(spec.tasks)
+    for number, row in enumerate(spec.rows):
+        run = next(r for r in every if r.row == row and r.task == tasks[number % len(tasks)])
+        result = perform(spec, run, tmp_path / "out", scale, str(tmp_path / "files"))
+        assert 0 <= result["score"] <= 1
+        rows.add(run.row)
+        columns.add(run.task)
+    assert rows == set(spec.rows)
+
+
+def test_options_of_a_run(files: str) -> None:
+    row = Row(configs=["b.yaml"], options={"model.optimizer.eps": 0.1}, grid={"model.optimizer.lr": [1.0, 2.0]})
+    spec = Table("t", {"SST-2": "configs/task/sst2.yaml"}, {"r": row}, ["a.yaml"], {"model.optimizer.eps": 0.2}, [3])
+    _, second = runs(spec)
+    assert arguments(spec, second, "small.yaml", files) == [
+        "--config=a.yaml",
+        "--config=b.yaml",
+        "--config=configs/task/sst2.yaml",
+        "--config=small.yaml",
+        "--model.optimizer.eps=0.1",
+        "--model.optimizer.lr=2.0",
+        *(f"--data.{part}_file={files}/sst2/{part}.jsonl" for part in ("test", "train", "validation")),
+        "--seed_everything=3",
+    ]
+    assert str(second.folder) == "r/SST-2/lr=2.0/seed_3"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_goes_on_where_it_was_broken_off(
+    table: str, scale: str, files: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Performed, as by a job array, in this process; the last run as by the command, in one of its own."""
+    spec = read_table(table)
+    every = runs(spec)
+    assert len(every) == 3 * (2 + 2 * 2)
+    common = [table, f"--output={tmp_path / 'out'}", f"--scale={scale}", f"--files={files}"]
+    wanted = [run for run in every if run.task != "SQuAD" and run.seed == 0]
+    for run in wanted[:-1]:
+        command.run([*common, f"--index={every.index(run)}"])
+    last = wanted[-1]
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
+    assert len(done) == len(wanted) - 1
+    spec.seeds = [0]
+    one_seed = yaml.safe_load(Path(table).read_text()) | {"seeds": [0]}
+    Path(table).write_text(yaml.safe_dump(one_seed, sort_keys=False))
+    capsys.readouterr()
+    command.run([*common, "--only", "MeZO", "zero-shot", "SST-2", "COPA"])
+    said = capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # none was performed again
+    result = json.loads((tmp_path / "out" / last.folder / "result.json").read_text())
+    assert result["forward_passes"] == 8
+    assert result["metric"] == "accuracy"
+    assert "REDUCED by" in said
+    assert "/ 92.1" in said
+    assert "– / 79.0" in said  # SQuAD was not run
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[2] == "| measured / published | SST-2 | COPA | SQuAD |"
+    scores = [json.loads(path.read_text()) for path in (tmp_path / "out" / "MeZO" / "SST-2").rglob("result.json")]
+    best = max(scores, key=lambda found: found["validation"])
+    assert lines[5].startswith(f"| MeZO | {100 * best['score']:.1f} / 92.1 |")
+
+
+def test_what_cannot_be(table: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file .*no.yaml"):
+        read_table(str(tmp_path / "no.yaml"))
+    (tmp_path / "bad.yaml").write_text("title: x\nrows: 3\n")
+    with pytest.raises(UserError, match=r"bad.yaml is no table"):
+        read_table(str(tmp_path / "bad.yaml"))
+    with pytest.raises(UserError, match="only: QNLI is no row or task; rows are zero-shot, MeZO, tasks SST-2"):
+        command.run([table, "--only", "QNLI"])
+    with pytest.raises(UserError, match="index: there are runs 0 to 17, not 18"):
+        command.run([table, "--index=18"])
+    content = yaml.safe_load(Path(table).read_text())
+    for change, said in (
+        ({"tasks": {"SST-2": "nowhere.yaml"}}, "names nowhere.yaml, of which there is no file"),
+        ({"tasks": {"RTE": "configs/task/rte.yaml"}}, "the row 'MeZO' has published scores of unknown tasks"),
+    ):
+        Path(table).write_text(yaml.safe_dump(content | change, sort_keys=False))
+        with pytest.raises(UserError, match=said):
+            read_table(table)

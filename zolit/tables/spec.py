@@ -1,0 +1,148 @@
+"""What a table consists of: tasks by columns, methods by rows, seeds, and grids of options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser, Namespace
+
+from zolit.errors import UserError, require
+
+
+@dataclass
+class Row:
+    """A row: a method with its options.
+
+    Args:
+        configs: Configuration files, after those of the table.
+        options: Options by their dotted names, which override all files.
+        grid: Values of options, of which the best by validation counts.
+        published: Published scores in percent, by the names of the tasks.
+        trained: Whether there is anything to train; else the model is tested as it is.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)
+    trained: bool = True
+
+
+@dataclass
+class Table:
+    """A table.
+
+    Args:
+        title: What it is, with its source.
+        tasks: Configuration file of each task, by its name, in the order of the columns.
+        rows: The rows, by their names.
+        configs: Configuration files of all cells: the model, and its tuning.
+        options: Options of all cells, by their dotted names.
+        seeds: Seeds that every cell is run with.
+    """
+
+    title: str
+    tasks: dict[str, str]
+    rows: dict[str, Row]
+    configs: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a table.
+
+    Attributes:
+        row: Name of its row.
+        task: Name of its column.
+        point: Its values of the row's grid, by their dotted names.
+        seed: Its seed.
+    """
+
+    row: str
+    task: str
+    point: tuple[tuple[str, Any], ...]
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies in the table's folder."""
+        place = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in self.point)
+        return Path(_plain(self.row), _plain(self.task), _plain(place) or "only", f"seed_{self.seed}")
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        point = "".join(f", {name} {value}" for name, value in self.point)
+        return f"{self.row}, {self.task}{point}, seed {self.seed}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "_", name)
+
+
+def read_table(file: str) -> Table:
+    """Reads a table.
+
+    Raises:
+        UserError: If it cannot be read, or names a file that is not there.
+    """
+    require(Path(file).is_file(), f"table: there is no file {file}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Table, as_group=False)
+    try:
+        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        parsed = parser.instantiate_classes(parser.parse_object(given))
+    except Exception as error:
+        raise UserError(f"{file} is no table: {' '.join(str(error).split())}") from error
+    table = Table(**{name: _value(parsed[name]) for name in ("title", "tasks", "rows", "configs", "options", "seeds")})
+    needed = [*table.configs, *table.tasks.values(), *(config for row in table.rows.values() for config in row.configs)]
+    for config in needed:
+        require(Path(config).is_file(), f"{file} names {config}, of which there is no file; run it where configs/ is")
+    for name, row in table.rows.items():
+        unknown = set(row.published) - set(table.tasks)
+        require(not unknown, f"{file}: the row {name!r} has published scores of unknown tasks: {', '.join(unknown)}")
+    return table
+
+
+def _value(parsed: Any) -> Any:
+    return parsed.as_dict() if isinstance(parsed, Namespace) else parsed
+
+
+def runs(table: Table) -> list[Run]:
+    """Returns all runs of a table, in order."""
+    return [
+        Run(name, task, tuple(zip(row.grid, values, strict=True)), seed)
+        for name, row in table.rows.items()
+        for task in table.tasks
+        for values in product(*row.grid.values())
+        for seed in table.seeds
+    ]
+
+
+def arguments(table: Table, run: Run, scale: str | None, files: str | None) -> list[str]:
+    """Returns the options of a run on the command line.
+
+    Args:
+        table: The table.
+        run: One of its runs.
+        scale: A configuration that comes after all others, or None.
+        files: A folder with a folder of train, validation and test.jsonl for each task, by the task's file name.
+    """
+    row = table.rows[run.row]
+    configs = [*table.configs, *row.configs, table.tasks[run.task], *([scale] if scale else [])]
+    options: Mapping[str, Any] = {**table.options, **row.options, **dict(run.point)}
+    there: Sequence[Path] = sorted(Path(files, Path(table.tasks[run.task]).stem).glob("*.jsonl")) if files else []
+    return [
+        *(f"--config={config}" for config in configs),
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--data.{file.stem}_file={file}" for file in there),
+        f"--seed_everything={run.seed}",
+    ]
