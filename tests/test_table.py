@@ -100,9 +100,9 @@ def test_options_of_a_run(files: str) -> None:
         "--config=a.yaml",
         "--config=b.yaml",
         "--config=configs/task/sst2.yaml",
-        "--config=small.yaml",
         "--model.optimizer.eps=0.1",
         "--model.optimizer.lr=2.0",
+        "--config=small.yaml",
         *(f"--data.{part}_file={files}/sst2/{part}.jsonl" for part in ("test", "train", "validation")),
         "--seed_everything=3",
     ]

@@ -137,12 +137,13 @@ def arguments(table: Table, run: Run, scale: str | None, files: str | None) -> l
         files: A folder with a folder of train, validation and test.jsonl for each task, by the task's file name.
     """
     row = table.rows[run.row]
-    configs = [*table.configs, *row.configs, table.tasks[run.task], *([scale] if scale else [])]
+    configs = [*table.configs, *row.configs, table.tasks[run.task]]
     options: Mapping[str, Any] = {**table.options, **row.options, **dict(run.point)}
     there: Sequence[Path] = sorted(Path(files, Path(table.tasks[run.task]).stem).glob("*.jsonl")) if files else []
     return [
         *(f"--config={config}" for config in configs),
         *(f"--{name}={value}" for name, value in options.items()),
+        *([f"--config={scale}"] if scale else []),
         *(f"--data.{file.stem}_file={file}" for file in there),
         f"--seed_everything={run.seed}",
     ]
