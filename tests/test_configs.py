@@ -78,6 +78,8 @@ def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task:
     assert ("val/macro_f1" in found) == (task == "cb")
     assert ("val/exact_match" in found) == (task in ("squad", "drop"))
     assert math.isfinite(found["val/loss"])
+    figures = json.loads(next(tmp_path.rglob("summary.json")).read_text())
+    assert figures[f"{cli.datamodule.task.metric}_after"] == found[metric]
     tested = zolit("test", *common, **quiet)
     assert f"test/{cli.datamodule.task.metric}" in tested.trainer.callback_metrics
     zolit("predict", *common, **quiet)

@@ -290,7 +290,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("owner", "method", "call", "step", "saved_after"),
     [
-        (ZerothOrderModule, "forward", 2, 0, 1),
+        (ZerothOrderModule, "_objective_of", 2, 0, 1),
         (PromptedData, "on_before_batch_transfer", 1, 5, 6),
         (BudgetLogger, "on_train_batch_end", 1, 6, 6),
         (BudgetLogger, "on_train_epoch_end", 1, 6, 7),
@@ -329,7 +329,7 @@ def test_the_end_of_a_requeued_run_is_validated_with_its_last_weights(
     """Lightning would load the requeue checkpoint once more, over weights that no validation has seen yet."""
     job = ("fit", *SHORT, "--trainer.max_steps=7", f"--trainer.default_root_dir={tmp_path / 'job'}")
     with pytest.MonkeyPatch.context() as patches:
-        raise_in(patches, ZerothOrderModule, "forward", call=2, step=0)
+        raise_in(patches, ZerothOrderModule, "_objective_of", call=2, step=0)
         zolit(*job)
     assert requeued.exists()
     again = zolit(*job)
@@ -342,7 +342,7 @@ def test_sigterm_stops_a_run_after_the_step(zolit: Fit, monkeypatch: pytest.Monk
     seen = []
     signal.signal(TERM, lambda *_: seen.append(weights_of(trainers[0].lightning_module)))
     short = zolit("fit", *SHORT, "--trainer.max_steps=1")
-    trainers = raise_in(monkeypatch, ZerothOrderModule, "forward", call=2, signum=TERM)
+    trainers = raise_in(monkeypatch, ZerothOrderModule, "_objective_of", call=2, signum=TERM)
     with pytest.raises(SIGTERMException):
         zolit("fit", *SHORT)
     (weights,) = seen
@@ -354,7 +354,7 @@ def test_sigterm_stops_a_run_after_the_step(zolit: Fit, monkeypatch: pytest.Monk
     ("owner", "method"),
     [
         (PromptedData, "on_before_batch_transfer"),
-        (ZerothOrderModule, "forward"),
+        (ZerothOrderModule, "_objective_of"),
         (BudgetLogger, "on_train_batch_end"),
     ],
 )

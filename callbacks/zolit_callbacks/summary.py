@@ -114,12 +114,13 @@ class RunSummary(pl.Callback):
         profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
         peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
         last = self._last
-        watches_accuracy = checkpoint is not None and checkpoint.monitor == "val/accuracy"
-        best = checkpoint.best_model_score if checkpoint and watches_accuracy else None
+        metric = "f1" if "val/f1" in {**self._before, **self._after} else "accuracy"  # of tasks with written answers
+        watched = checkpoint is not None and checkpoint.monitor == f"val/{metric}"
+        best = checkpoint.best_model_score if checkpoint and watched else None
         return {
             "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
-            "accuracy_before": self._before.get("val/accuracy"),
-            "accuracy_after": self._after.get("val/accuracy"),
+            f"{metric}_before": self._before.get(f"val/{metric}"),
+            f"{metric}_after": self._after.get(f"val/{metric}"),
             "loss_before": self._before.get("val/loss"),
             "loss_after": self._after.get("val/loss"),
             "steps": self._steps_of(trainer),
@@ -133,7 +134,7 @@ class RunSummary(pl.Callback):
             "step_memory_over_inference": None if profiler is None else profiler.step_over_inference,
             "checkpoint": (checkpoint and checkpoint.last_model_path) or None,
             "best_checkpoint": (checkpoint and checkpoint.best_model_path) or None,
-            "best_accuracy": None if best is None else float(best),
+            f"best_{metric}": None if best is None else float(best),
             "logs": str(trainer.log_dir or trainer.default_root_dir),
         }
 
@@ -174,8 +175,9 @@ def _table(figures: dict[str, Any], folder: Path) -> Table:
         return "not measured" if figures[name] is None else f"{figures[name]:.2f} x {of}"
 
     table = Table(title=f"{figures['method']}: what happened", show_header=False, title_justify="left")
-    table.add_row("accuracy before", share("accuracy_before"))
-    table.add_row("accuracy after", share("accuracy_after"))
+    metric = "f1" if "f1_after" in figures else "accuracy"
+    table.add_row(f"{metric} before", share(f"{metric}_before"))
+    table.add_row(f"{metric} after", share(f"{metric}_after"))
     backward = f"{figures['backward_passes']:,} backward" if figures["backward_passes"] else "none of them backward"
     table.add_row("forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, {backward}")
     table.add_row("time of a step", ratio("step_over_two_forwards", "two plain forwards"))

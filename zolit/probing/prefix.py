@@ -27,7 +27,7 @@ class Prefix:
 
     Layers are the members of the model's largest ``nn.ModuleList``, as far as each gets what the one before it gave,
     and nothing else comes in between. What comes into the first is compared each time, so that a model that is called
-    on something else, or fills a cache of keys and values, computes all of them; on a GPU the host waits for this
+    on something else, or goes on with cached keys, computes all of them; on a GPU the host waits for this
     comparison, where there is a prefix. As a model may use layers' outputs elsewhere, a prefix is proven before it is
     relied on.
     """
@@ -43,6 +43,7 @@ class Prefix:
         self._next = 0
         self._replayed: Any = None
         self._inputs: Any = None
+        self._goes_on = False
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -103,6 +104,7 @@ class Prefix:
             What is to be called before each forward of the model's closure.
         """
         self._calls.clear()
+        self._goes_on = False
         layers = self._layers[:length]
         before = [vars(layer).get("forward") for layer in layers]
         for index, layer in enumerate(layers):
@@ -126,9 +128,9 @@ class Prefix:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             if index == 0:
-                # A layer that was answered for would leave its keys and values out of a cache.
-                cached = any(isinstance(option, Cache) for option in (*args, *kwargs.values()))
-                self._begin_call(args[0] if args and isinstance(args[0], Tensor) and not cached else None)
+                caches = (option for option in kwargs.values() if isinstance(option, Cache))
+                self._goes_on = self._goes_on or any(cache.get_seq_length() > 0 for cache in caches)
+                self._begin_call(args[0] if args and isinstance(args[0], Tensor) else None)
             if self._replayed is not None:
                 output = self._replayed
             else:
@@ -143,7 +145,8 @@ class Prefix:
 
     def _begin_call(self, hidden: Tensor | None) -> None:
         self._replayed, self._inputs = None, hidden
-        if hidden is not None and self._next < len(self._calls):
+        # Where a call goes on with the keys of the one before, no layer may leave its own out.
+        if hidden is not None and not self._goes_on and self._next < len(self._calls):
             known = self._calls[self._next]
             untouched = known.versions == _versions(known.output)  # nobody has written to it since
             if untouched and known.inputs.shape == hidden.shape and torch.equal(known.inputs, hidden):
