@@ -15,6 +15,7 @@ import zolit
 from tests.conftest import ROOT, Fit
 from tests.tasks.examples import MAKERS, records
 from tests.tasks.words import write
+from zolit.errors import UserError
 from zolit.methods import __all__ as zolit_methods
 
 CONFIGS = ROOT / "configs"
@@ -98,6 +99,20 @@ def test_methods_train_on_long_answers(zolit: Fit, tmp_path: Path, task: str, me
     cli = zolit("fit", *options, "--model.optimizer.lr=1e-3", "--trainer.log_every_n_steps=2", *TWO_STEPS)
     assert cli.trainer.global_step == 2
     assert cli.model.zo.last_step.skipped_steps == 0
+
+
+def test_directions_for_each_example_need_one_row_of_each(zolit: Fit, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", records("cb", 16))
+    options = [
+        "--config=configs/task/cb.yaml",
+        "--config=configs/method/per-example.yaml",
+        f"--data.train_file={train}",
+    ]
+    options += ["--data.train_examples=16", "--data.batch_size=4", "--trainer.log_every_n_steps=1"]
+    options += [f"--data.validation_file={train}", "--data.validation_examples=16"]
+    with pytest.raises(UserError, match=r"need one row an example.*model.objective lm"):
+        zolit("fit", *options, *TWO_STEPS)
+    assert zolit("fit", *options, *TWO_STEPS, "--model.objective=lm").trainer.global_step == 2
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

@@ -185,7 +185,8 @@ def main() -> None:
             zolit.export.run(sys.argv[2:])
         elif sys.argv[1:2] == ["table"]:
             # It runs this command line itself, so that neither can import the other at first.
-            importlib.import_module("zolit.tables").run(sys.argv[2:])
+            given, sys.argv[1:] = sys.argv[2:], []
+            importlib.import_module("zolit.tables").run(given)
         else:
             run()
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:

@@ -172,6 +172,11 @@ class ZerothOrderModule(LightningModule):
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
         zo = self.zo
+        require(
+            not zo.individual or self._objective.takes_a_row_for_each(batch),
+            "model.optimizer: directions for each example need one row an example, and this task has one for each of "
+            "several answers; take model.objective lm, or label words that are one token",
+        )
         named = {"examples": batch.indices.tolist()} if zo.individual else {}
         loss = optimizer.step(lambda: self._objective_of(parts, zo.copies), **named)
         scheduler = self.lr_schedulers()

@@ -65,6 +65,10 @@ class Objective:
             return torch.tensor([1.0 - score for score in written], dtype=torch.float32, device=batch.labels.device)
         return self._of_answers(language.answer_scores(batch), batch)
 
+    def takes_a_row_for_each(self, batch: Batch) -> bool:
+        """Tells whether ``losses`` puts every example into one row of one forward."""
+        return isinstance(batch, PromptBatch) or self._as_language
+
     def evaluate(self, language: LanguageModel, batch: Batch) -> Evaluated:
         """Returns losses and scores."""
         if isinstance(batch, PromptBatch):
