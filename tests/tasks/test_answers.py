@@ -68,6 +68,7 @@ def test_repeated() -> None:
     batch = data()[[0, 2]]
     twice = batch.repeated(2)
     assert texts(twice) == texts(batch) * 2
+    assert twice.owners.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert twice.labels.tolist() == [1, 4, 6, 9]
     assert twice.accepted == batch.accepted * 2
 
