@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT, Fit, summary
 from zolit.cli import ZolitCLI
+from zolit.export import run
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
@@ -31,7 +32,7 @@ def test_commands_parse(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZolitCLI, "after_instantiate_classes", lambda self: None)
     monkeypatch.setattr(ZolitCLI, "_run_subcommand", lambda self, subcommand: None)
     commands = []
-    for page in ("README.md", "docs/getting-started.md", "docs/lab.md"):
+    for page in ("README.md", "docs/getting-started.md", "docs/lab.md", "docs/tasks.md"):
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
         commands += re.findall(r"^\$ zolit fit (.*)$", text, re.MULTILINE)
     tried = 0
@@ -45,19 +46,12 @@ def test_commands_parse(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_becomes_a_hugging_face_folder(zolit: Fit, tmp_path: Path) -> None:
-    """The snippet of getting-started."""
+    """The command of getting-started."""
     page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "save_pretrained" in code]
+    (command,) = re.findall(r"^\$ zolit export (.*)$", page, re.MULTILINE)
     cli = zolit("fit", "--trainer.max_steps=2")
-    checkpoint = summary(tmp_path)["checkpoint"]
-    for name, value in (
-        ('"best.ckpt"', repr(checkpoint)),
-        ("FOLDER", "'zolit/quickstart/model'"),
-        ('"tuned"', repr(str(tmp_path / "tuned"))),
-    ):
-        assert name in snippet
-        snippet = snippet.replace(name, value)
-    exec(compile(snippet, "getting-started.md", "exec"), {})
+    places = {"runs/version_0/checkpoints/best.ckpt": summary(tmp_path)["checkpoint"], "tuned": str(tmp_path / "tuned")}
+    run([places.get(option, option) for option in command.split()])
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     assert cli.model.model is not None
     for name, weight in cli.model.model.state_dict().items():
