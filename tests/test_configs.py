@@ -19,6 +19,7 @@ from zolit.errors import UserError
 from zolit.methods import __all__ as zolit_methods
 
 CONFIGS = ROOT / "configs"
+MEZO = "configs/method/mezo.yaml"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
@@ -72,7 +73,7 @@ def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task:
     quiet = {"config": "configs/method/mezo.yaml"}
     cli = zolit("fit", *common, "--data.batch_size=4", "--trainer.log_every_n_steps=2", *TWO_STEPS, **quiet)
     assert cli.trainer.global_step == 2
-    metric = f"val/{cli.datamodule.task.metric}"
+    metric = f"val/{cli.datamodule.task.metrics[0]}"
     found = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     assert cli.trainer.checkpoint_callback.monitor == metric
     assert 0 <= found[metric] <= 1
@@ -80,9 +81,9 @@ def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task:
     assert ("val/exact_match" in found) == (task in ("squad", "drop"))
     assert math.isfinite(found["val/loss"])
     figures = json.loads(next(tmp_path.rglob("summary.json")).read_text())
-    assert figures[f"{cli.datamodule.task.metric}_after"] == found[metric]
+    assert figures[f"{cli.datamodule.task.metrics[0]}_after"] == found[metric]
     tested = zolit("test", *common, **quiet)
-    assert f"test/{cli.datamodule.task.metric}" in tested.trainer.callback_metrics
+    assert f"test/{cli.datamodule.task.metrics[0]}" in tested.trainer.callback_metrics
     zolit("predict", *common, **quiet)
     (file,) = tmp_path.rglob("predictions.jsonl")
     assert len(file.read_text().splitlines()) == 6
@@ -99,6 +100,17 @@ def test_methods_train_on_long_answers(zolit: Fit, tmp_path: Path, task: str, me
     cli = zolit("fit", *options, "--model.optimizer.lr=1e-3", "--trainer.log_every_n_steps=2", *TWO_STEPS)
     assert cli.trainer.global_step == 2
     assert cli.model.zo.last_step.skipped_steps == 0
+
+
+def test_the_best_checkpoint_is_best_at_the_tasks_first_metric(zolit: Fit, tmp_path: Path) -> None:
+    """Also of a task that no configuration names."""
+    rows = [{"question": f"{i} and {i}?", "answer": str(2 * i)} for i in range(16)]
+    files = [f"--data.{part}_file={write(tmp_path / f'{part}.jsonl', rows)}" for part in ("train", "validation")]
+    options = ["--data.task=zolit.tasks.Writing", *files, "--data.batch_size=4", "--trainer.log_every_n_steps=2"]
+    cli = zolit("fit", "--model.name_or_path=zolit/quickstart/model", *options, *TWO_STEPS, config=MEZO)
+    assert cli.trainer.checkpoint_callback.monitor == "val/f1"
+    figures = json.loads(next(tmp_path.rglob("summary.json")).read_text())
+    assert figures["best_f1"] == figures["f1_after"] == float(cli.trainer.callback_metrics["val/f1"])
 
 
 def test_directions_for_each_example_need_one_row_of_each(zolit: Fit, tmp_path: Path) -> None:

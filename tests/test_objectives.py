@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from tests.conftest import Fit, summary
 from tests.tasks.examples import records
 from tests.tasks.words import write
 from tests.test_language_model import MODELS, alone, answers, made
+from zolit import quickstart
 from zolit.language_model import LanguageModel
-from zolit.objectives import Objective
+from zolit.objectives import Kind, Objective
 from zolit.tasks import Classification, EncodedAnswers, SQuAD
 from zolit.tuning import Full
 
@@ -30,13 +32,13 @@ def expected(kind: str, found: list[float], right: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize("kind", ["task", "lm", "metric"])
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_of_answers(name: str, kind: str) -> None:
+def test_losses_of_answers(name: str, kind: Kind) -> None:
     model, plain = made(name), answers()
     right = [(1,), (0, 1), (2,), (0,), (1,), (3, 0), (0,)]
     right = [_within(places, own) for places, own in zip(right, plain.answers, strict=True)]
-    data = EncodedAnswers(plain.prompts, plain.answers, right, plain.accepted, 0, False)
+    data = EncodedAnswers(plain.prompts, plain.answers, right, plain.accepted, 0)
     language = LanguageModel(model, Full())
-    objective = Objective(kind, Classification(), None)  # type: ignore[arg-type]
+    objective = Objective(kind, Classification(), None)
     order = [6, 1, 0, 3, 2, 5, 4]
     with torch.no_grad():
         trained = objective.losses(language, data[order])
@@ -56,13 +58,15 @@ def _within(right: tuple[int, ...], own: Sequence[Tensor]) -> tuple[int, ...]:
 def test_what_is_written_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = answers(3)
     single = [own[:1] for own in plain.answers]
-    data = EncodedAnswers(plain.prompts, single, [(0,)] * 3, [("a boat",), ("x", "red drum"), ("no",)], 0, True)
+    data = EncodedAnswers(plain.prompts, single, [(0,)] * 3, [("a boat",), ("x", "red drum"), ("no",)], 0)
     language = LanguageModel(made("llama"), Full())
     monkeypatch.setattr(language, "write", lambda *_: ["The boat", "drum", "yes"])
     model = language.model
     likelihood = torch.tensor([alone(model, data, i)[0] for i in range(3)])
-    for kind, wanted in (("task", -likelihood), ("metric", torch.tensor([0.0, 1 / 3, 1.0]))):
-        objective = Objective(kind, SQuAD(), object())  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(quickstart.MODEL)
+    losses: dict[Kind, Tensor] = {"task": -likelihood, "metric": torch.tensor([0.0, 1 / 3, 1.0])}
+    for kind, wanted in losses.items():
+        objective = Objective(kind, SQuAD(), tokenizer)
         with torch.no_grad():
             found = objective.evaluate(language, data[[0, 1, 2]])
             trained = objective.losses(language, data[[0, 1, 2]])
@@ -95,7 +99,7 @@ def test_training_on_a_metric(zolit: Fit, tmp_path: Path, task: str, method: str
     cli = zolit("fit", *options, config=f"configs/method/{method}.yaml")
     metrics = cli.trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(
-        1 - float(metrics[f"val/{cli.datamodule.task.metric}"]), abs=1e-5
+        1 - float(metrics[f"val/{cli.datamodule.task.metrics[0]}"]), abs=1e-5
     )
     assert summary(tmp_path)["steps"] == 2
     (batch, *_) = cli.datamodule.val_dataloader()

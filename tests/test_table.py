@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import QUIET, ROOT
+from tests.conftest import QUIET, ROOT, Fit
 from tests.tasks.examples import records
 from tests.tasks.words import write
 from zolit.errors import UserError
@@ -109,7 +109,6 @@ def test_options_of_a_run(files: str) -> None:
     assert str(second.folder) == "r/SST-2/lr=2.0/seed_3"
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_table_goes_on_where_it_was_broken_off(
     table: str, scale: str, files: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +141,23 @@ def test_a_table_goes_on_where_it_was_broken_off(
     scores = [json.loads(path.read_text()) for path in (tmp_path / "out" / "MeZO" / "SST-2").rglob("result.json")]
     best = max(scores, key=lambda found: found["validation"])
     assert lines[5].startswith(f"| MeZO | {100 * best['score']:.1f} / 92.1 |")
+
+
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
+    table: str, scale: str, files: str, tmp_path: Path, zolit: Fit
+) -> None:
+    spec = read_table(table)
+    run = next(run for run in runs(spec) if (run.row, run.task) == ("MeZO", "SST-2"))
+    whole = perform(spec, run, tmp_path / "whole", scale, files)
+    folder = tmp_path / "begun" / run.folder
+    places = [f"--trainer.logger.init_args.save_dir={folder}", f"--trainer.default_root_dir={folder}"]
+    first, *options = arguments(spec, run, scale, files)
+    zolit("fit", *options, *places, "--trainer.max_steps=2", config=first.removeprefix("--config="))
+    gone_on = perform(spec, run, tmp_path / "begun", scale, files)
+    assert (whole["steps"], whole["forward_passes"]) == (4, 8)
+    kept = ("steps", "forward_passes", "validation", "score", "metric")
+    assert {name: gone_on[name] for name in kept} == {name: whole[name] for name in kept}
+    assert sorted(path.name for path in folder.glob("version_*")) == ["version_0", "version_1", "version_2"]
 
 
 def test_what_cannot_be(table: str, tmp_path: Path) -> None:

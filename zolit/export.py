@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # it has no types of its own
 from jsonargparse import ArgumentParser
 from peft import PeftModel, PromptLearningConfig
+from torch import nn
 from transformers import PreTrainedModel
 
 from zolit.adapters import adapted, attach_like, merge
 from zolit.errors import require
-from zolit.module import ZerothOrderModule
-from zolit.pretrained import load_tokenizer
+from zolit.pretrained import load_language_model, load_tokenizer
 from zolit.tuning import Full, Tuning
 
 
@@ -47,23 +47,20 @@ def export(ckpt_path: str, output: str, config: str | None = None) -> None:
     load_tokenizer(options["name_or_path"], bool(options.get("trust_remote_code"))).save_pretrained(folder)
 
 
-def _with_weights(ckpt_path: str, options: dict[str, Any]) -> Any:
+def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
     """Loads a run's model, with what its tuning adds, and puts the checkpoint's weights into it."""
     state = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    state = {name: value for name, value in state.items() if name.startswith("model.")}
-    named = ("name_or_path", "attn_implementation", "trust_remote_code")
-    module = ZerothOrderModule(
-        **{name: options[name] for name in named if options.get(name) is not None}, tuning=_tuning(options)
+    weights = {name.removeprefix("model."): value for name, value in state.items()}
+    loaded = load_language_model(
+        options["name_or_path"],
+        dtype=next(iter(weights.values())).dtype,
+        attn_implementation=options.get("attn_implementation"),
+        trust_remote_code=bool(options.get("trust_remote_code")),
     )
-    kept, dtype = torch.get_default_dtype(), next(iter(state.values())).dtype
-    torch.set_default_dtype(dtype)
-    try:
-        module.configure_model()
-    finally:
-        torch.set_default_dtype(kept)
-    attach_like(module, state)
-    module.load_state_dict(state, strict=False)
-    return module.model
+    model = _tuning(options).prepare(loaded)
+    attach_like(model, weights)
+    model.load_state_dict(weights)
+    return model
 
 
 def _tuning(options: dict[str, Any]) -> Tuning:

@@ -72,17 +72,25 @@ class LanguageModel:
             tokenizer: The model's.
             new_tokens: How many tokens an answer may have.
         """
-        plain: Any = self.model
+        model: Any = self.model
+        ids, mask = batch.prompt_ids, batch.prompt_mask
+        options: dict[str, Any] = {}
+        if self._prefix:
+            # peft's own way leads past the cache's new name; tokens that the cache has already are passed over.
+            mask, options = self._after_prefix(mask)
+            ids = torch.cat([ids.new_zeros(len(ids), self._prefix), ids], dim=1)
+            model = model.get_base_model()
         end = tokenizer.eos_token_id
-        written = plain.generate(
-            input_ids=batch.prompt_ids,
-            attention_mask=batch.prompt_mask,
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **options,
             do_sample=False,
             max_new_tokens=new_tokens,
             eos_token_id=[token for token in (end, _newline(tokenizer)) if token is not None],
             pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
-        texts = tokenizer.batch_decode(written[:, batch.prompt_ids.shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
         return [text.strip().split("\n")[0].strip() for text in texts]
 
     def _logits(self, ids: Tensor, mask: Tensor, kept: int) -> Tensor:
@@ -94,13 +102,17 @@ class LanguageModel:
         model: Any = self.model
         if self._prefix:
             # peft would count positions from the padding on; so its prefix is handed over here, as it would do it.
-            prefix = mask.new_ones(len(ids), self._prefix)
-            mask, positions = torch.cat([prefix, mask], dim=1), positions + self._prefix
-            options[self._cache] = model.get_prompt(batch_size=len(ids))
-            model = model.get_base_model()
+            mask, cached = self._after_prefix(mask)
+            options, positions, model = {**options, **cached}, positions + self._prefix, model.get_base_model()
         if self._takes_positions:
             options["position_ids"] = positions
         return model(input_ids=ids, attention_mask=mask, **options)
+
+    def _after_prefix(self, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Returns a mask with the prefix before it, and the option with the prefix's keys and values."""
+        model: Any = self.model
+        prefix = mask.new_ones(len(mask), self._prefix)
+        return torch.cat([prefix, mask], dim=1), {self._cache: model.get_prompt(batch_size=len(mask))}
 
     def _after_shared_prompts(self, batch: AnswerBatch, whole: Tensor) -> Tensor:
         places = _positions(batch.prompt_mask)

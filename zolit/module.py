@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,13 +20,13 @@ from zolit.adapters import attach_like
 from zolit.errors import require
 from zolit.language_model import LanguageModel
 from zolit.methods import MeZO
-from zolit.metrics import MeanScore
-from zolit.objectives import Objective, by_prompt
+from zolit.objectives import Kind, Objective, by_prompt
 from zolit.optimizer import ZerothOrder
 from zolit.pretrained import check_model_path, load_language_model, load_tokenizer
 from zolit.signals import deferred_signals
 from zolit.strategies import ProcessRanks, ReplicatedStrategy
 from zolit.tasks import Batch, Classification, PromptBatch, PromptedData, Task, micro_batches
+from zolit.tasks.metrics import MeanScore
 from zolit.tuning import Full, Tuning
 
 
@@ -52,6 +52,9 @@ class ZerothOrderModule(LightningModule):
         attn_implementation: Attention of transformers, e.g. sdpa or eager; null lets transformers choose.
         trust_remote_code: Run code that comes with the model.
 
+    Attributes:
+        task: What is asked: the data module's task, once a trainer has both.
+
     Raises:
         UserError: If there is no such model folder, or an option is out of its range.
     """
@@ -63,7 +66,7 @@ class ZerothOrderModule(LightningModule):
         optimizer: Callable[[nn.Module], ZerothOrder] = MeZO,
         tuning: Tuning | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        objective: Literal["task", "lm", "metric"] = "task",
+        objective: Kind = "task",
         micro_batch_size: int | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
@@ -77,7 +80,6 @@ class ZerothOrderModule(LightningModule):
         self.automatic_optimization = False
         self.name_or_path = name_or_path
         self.model: nn.Module | None = None
-        self.scores = nn.ModuleDict()
         self._tuning = tuning or Full()
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
@@ -110,18 +112,18 @@ class ZerothOrderModule(LightningModule):
                 "step never uses; `strategy: replicated` does without",
                 stacklevel=1,
             )
-        if isinstance(data := getattr(self.trainer, "datamodule", None), PromptedData):
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PromptedData) and data.task is not self.task:
             self._set_task(data.task)
         # The model stays in evaluation mode on purpose: dropout would make the two losses of a step incomparable.
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training")
 
     def _set_task(self, task: Task) -> None:
         tokenizer = load_tokenizer(self.name_or_path, self._trust_remote_code) if task.written else None
+        self.task = task
         self._objective = Objective(self._objective_kind, task, tokenizer)
-        for stage in ("val", "test"):
-            for name in ("f1", "exact_match") if task.written else ("accuracy",):
-                self.scores[f"{stage}_{name}"] = MeanScore()
-            if task.macro_f1 and isinstance(task, Classification):
+        self.scores = nn.ModuleDict({f"{s}_{name}": MeanScore() for s in ("val", "test") for name in task.metrics})
+        if "macro_f1" in task.metrics and isinstance(task, Classification):
+            for stage in ("val", "test"):
                 self.scores[f"{stage}_macro_f1"] = MulticlassF1Score(len(task.label_words), average="macro")
 
     @override
@@ -195,7 +197,7 @@ class ZerothOrderModule(LightningModule):
     @override
     def configure_callbacks(self) -> list[Callback]:
         # Lightning sets ``callbacks`` without declaring it, and says so where it exchanges one for another of its type.
-        there = self.trainer.callbacks  # type: ignore[attr-defined]
+        there = self.trainer.callbacks  # type: ignore[attr-defined]  # set, not declared
         return [] if any(type(callback) is _SignalsAfterException for callback in there) else [_SignalsAfterException()]
 
     # Handlers of signals run where a checkpoint that they write resumes exactly: after a batch's last hook, and while
@@ -231,14 +233,16 @@ class ZerothOrderModule(LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> None:
         found = self._objective.evaluate(self._language, batch)
         size = len(found.losses)
-        for name, scores in found.scores.items():
-            metric = cast("MeanScore", self.scores[f"{stage}_{name}"])
-            metric.update(scores)
+        for name in self.task.metrics:
+            metric = self.scores[f"{stage}_{name}"]
+            if isinstance(metric, MulticlassF1Score):
+                assert found.chosen is not None
+                assert found.right is not None
+                metric.update(found.chosen, found.right)
+            else:
+                metric = cast("MeanScore", metric)
+                metric.update(found.scores[name])
             self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
-        if f"{stage}_macro_f1" in self.scores:
-            macro = cast("MulticlassF1Score", self.scores[f"{stage}_macro_f1"])
-            macro.update(cast("Tensor", found.chosen), cast("Tensor", found.right))
-            self.log(f"{stage}/macro_f1", macro, batch_size=size)
         self.log(f"{stage}/loss", found.losses.mean(), prog_bar=True, batch_size=size, sync_dist=True)
 
     @override

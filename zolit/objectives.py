@@ -61,8 +61,7 @@ class Objective:
         if self._as_language:
             return -language.answer_scores(batch.right_alone())
         if self.written:
-            written = self._judged(language, batch)[self._task.metric]
-            return torch.tensor([1.0 - score for score in written], dtype=torch.float32, device=batch.labels.device)
+            return self._short_of(self._judged(language, batch), batch)
         return self._of_answers(language.answer_scores(batch), batch)
 
     def takes_a_row_for_each(self, batch: Batch) -> bool:
@@ -78,10 +77,7 @@ class Objective:
             return Evaluated(self._of_words(logits, batch), {"accuracy": hits}, chosen, batch.labels)
         if self.written:
             scores = self._judged(language, batch)
-            losses = -language.answer_scores(batch)
-            if self._metric:
-                losses = 1.0 - losses.new_tensor(scores[self._task.metric])
-            return Evaluated(losses, scores)
+            return Evaluated(self._short_of(scores, batch) if self._metric else -language.answer_scores(batch), scores)
         found = language.answer_scores(batch, share_prompts=True)
         chosen = by_prompt(found, batch).argmax(1)
         hits = _hits(chosen, batch).tolist()
@@ -96,6 +92,11 @@ class Objective:
         written = zip(self.write(language, batch), batch.accepted, strict=True)
         judged = [self._task.judge(text, accepted) for text, accepted in written]
         return {name: [scores[name] for scores in judged] for name in judged[0]}
+
+    def _short_of(self, judged: dict[str, list[float]], batch: AnswerBatch) -> Tensor:
+        """Returns what the deciding score of each written answer lacks of one."""
+        scores = judged[self._task.metrics[0]]
+        return 1.0 - torch.tensor(scores, dtype=torch.float32, device=batch.labels.device)
 
     def _of_words(self, logits: Tensor, batch: PromptBatch) -> Tensor:
         if self._as_language:

@@ -21,7 +21,7 @@ def predictions(batches: Iterable[Mapping[str, Any]], data: PromptedData) -> Ite
     task, records = data.task, iter(data.predicted_records)
     for batch in batches:
         if "written" in batch:
-            yield from ({"answer": text} for text, _ in zip(batch["written"], records, strict=False))
+            yield from ({"answer": text} for text in batch["written"])
             continue
         for chosen, row in zip(batch["chosen"].tolist(), batch["probabilities"].tolist(), strict=True):
             record = next(records)

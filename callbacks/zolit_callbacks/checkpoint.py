@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
+
+
+def deciding_metric(trainer: pl.Trainer) -> str:
+    """Returns the name of the score that decides which weights are best: the first of the data module's task."""
+    return str(cast("Any", trainer).datamodule.task.metrics[0])
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -21,7 +26,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: Folder of the checkpoints; null is ``checkpoints`` in the run's folder.
-        monitor: Logged metric that the best one is best at.
+        monitor: Logged metric that the best one is best at; null is the first of the task's own.
         mode: Whether more of it is better (max) or less (min).
         last_every_n_steps: Write the last checkpoint every so many steps too; null only after validations.
     """
@@ -29,7 +34,7 @@ class StepCheckpoint(ModelCheckpoint):
     def __init__(
         self,
         dirpath: str | None = None,
-        monitor: str = "val/accuracy",
+        monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         last_every_n_steps: PositiveInt | None = None,
     ) -> None:
@@ -43,6 +48,12 @@ class StepCheckpoint(ModelCheckpoint):
         )
         self._last_every_n_steps = last_every_n_steps
         self._saved_at = 0
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before a checkpoint is restored: what it has of this callback goes by the metric's name.
+        self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
+        super().setup(trainer, pl_module, stage)
 
     @override
     def on_train_batch_end(

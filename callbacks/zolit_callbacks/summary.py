@@ -16,7 +16,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from zolit.report import StepReport
-from zolit_callbacks.checkpoint import StepCheckpoint
+from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
 _WARM_UP = 3
@@ -114,11 +114,12 @@ class RunSummary(pl.Callback):
         profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
         peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
         last = self._last
-        metric = "f1" if "val/f1" in {**self._before, **self._after} else "accuracy"  # of tasks with written answers
+        metric = deciding_metric(trainer)
         watched = checkpoint is not None and checkpoint.monitor == f"val/{metric}"
         best = checkpoint.best_model_score if checkpoint and watched else None
         return {
             "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
+            "metric": metric,
             f"{metric}_before": self._before.get(f"val/{metric}"),
             f"{metric}_after": self._after.get(f"val/{metric}"),
             "loss_before": self._before.get("val/loss"),
@@ -175,7 +176,7 @@ def _table(figures: dict[str, Any], folder: Path) -> Table:
         return "not measured" if figures[name] is None else f"{figures[name]:.2f} x {of}"
 
     table = Table(title=f"{figures['method']}: what happened", show_header=False, title_justify="left")
-    metric = "f1" if "f1_after" in figures else "accuracy"
+    metric = figures["metric"]
     table.add_row(f"{metric} before", share(f"{metric}_before"))
     table.add_row(f"{metric} after", share(f"{metric}_after"))
     backward = f"{figures['backward_passes']:,} backward" if figures["backward_passes"] else "none of them backward"

@@ -9,9 +9,6 @@ import csv
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("agg")
 from matplotlib import pyplot as plt
 
 LABELS = {

@@ -21,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from matplotlib import pyplot as plt
 from reviews import Reviews
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -172,11 +173,6 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def plot(file: Path, image: Path) -> None:
     """Draws a panel for each method, MeZO's curve in gray behind it, and prints a table of how they end."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     found = rows(file)
     labels = list(dict.fromkeys(row["method"] for row in found))
     columns = 6

@@ -160,12 +160,12 @@ def test_weights_move_along_what_was_measured(options: dict[str, Any], dtype: to
 def directions_of(optimizer: PerExample, step: int, count: int) -> Directions:
     """The directions of a step, without beginning it anew."""
     law = optimizer.perturbation
-    begin, law.begin = law.begin, lambda seed, step: None  # type: ignore[method-assign]
+    begin, law.begin = law.begin, lambda seed, step: None  # type: ignore[method-assign]  # for a moment
     try:
         choice = optimizer.selection.select(step)
         return Directions(optimizer.blocks, choice, law, optimizer.seed, step, count)
     finally:
-        law.begin = begin  # type: ignore[method-assign]
+        law.begin = begin  # type: ignore[method-assign]  # put back
 
 
 class Flattens(nn.Module):

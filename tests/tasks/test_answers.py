@@ -13,7 +13,7 @@ RIGHT = [(1,), (0,), (2, 0)]
 
 
 def data() -> EncodedAnswers:
-    return EncodedAnswers(PROMPTS, ANSWERS, RIGHT, [("x",), (), ("y", "z")], pad_id=0, as_language=True)
+    return EncodedAnswers(PROMPTS, ANSWERS, RIGHT, [("x",), (), ("y", "z")], pad_id=0)
 
 
 def texts(batch: AnswerBatch) -> list[tuple[list[int], list[int], bool]]:
@@ -48,7 +48,7 @@ def test_layout() -> None:
     assert batch.labels.tolist() == [2, 4]  # the first right one is trained on
     assert batch.places.tolist() == [0, 1, 2, 0, 1]
     assert batch.most == 3
-    assert batch.accepted == (("y", "z"), ("x",))
+    assert batch.accepted == [["y", "z"], ["x"]]
     assert data().lengths == [5, 2, 5]
 
 
@@ -59,7 +59,7 @@ def test_pieces_are_the_batch_without_needless_columns() -> None:
     assert [piece.labels.tolist() for piece in pieces] == [[1, 2], [2]]
     assert pieces[0].answer_ids.shape == (3, 2)
     assert pieces[1].prompt_ids.shape == (1, 2)
-    assert pieces[1].accepted == (("y", "z"),)
+    assert pieces[1].accepted == [["y", "z"]]
     [single] = list(micro_batches(data()[[1]], 1))
     assert texts(single) == expected([1])
 
@@ -81,7 +81,7 @@ def test_the_right_one_alone() -> None:
 
 
 def test_nothing_is_right_in_prediction() -> None:
-    unknown = EncodedAnswers(PROMPTS, ANSWERS, [(), (), ()], [(), (), ()], pad_id=0, as_language=False)
+    unknown = EncodedAnswers(PROMPTS, ANSWERS, [(), (), ()], [(), (), ()], pad_id=0)
     batch = unknown[[0, 1]]
     assert batch.labels.tolist() == [-1, -1]
     assert not batch.right.any()

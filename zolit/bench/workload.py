@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from zolit.errors import require
+from zolit.language_model import LanguageModel
 from zolit.pretrained import load_language_model
+from zolit.tasks import PromptBatch
+from zolit.tuning import Full
 
 
 class Workload:
@@ -34,17 +35,18 @@ class Workload:
 
     def __init__(self, name_or_path: str, *, dtype: torch.dtype, device: torch.device, batch: int, tokens: int) -> None:
         model = load_language_model(name_or_path, dtype=dtype, attn_implementation=None, trust_remote_code=False)
-        places = getattr(model.config, "max_position_embeddings", tokens)
-        require(tokens <= places, f"tokens: the model has places for {places} tokens, not for {tokens}")
+        room = getattr(model.config, "max_position_embeddings", tokens)
+        require(tokens <= room, f"tokens: the model has places for {room} tokens, not for {tokens}")
         self.model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's overloads
         self.device = device
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         self.batch = batch
-        shape, generator = (batch, tokens), torch.Generator().manual_seed(0)
-        self._ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
-        self._labels = (torch.arange(batch) % 2).to(device)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
+        places = torch.arange(batch)
+        parts = ids, torch.ones_like(ids), places % 2, torch.arange(2), places, torch.full_like(places, -1)
+        self._batch = PromptBatch(*(part.to(device) for part in parts))
+        self._language = LanguageModel(model, Full())
 
     @torch.no_grad()
     def inference(self) -> Tensor:
@@ -60,8 +62,6 @@ class Workload:
         Returns:
             The cross-entropy of each example, shape (copies * batch,), float32.
         """
-        ids, labels = self._ids.repeat(copies, 1), self._labels.repeat(copies)
-        mask = torch.ones_like(ids)
-        positions = {"position_ids": mask.cumsum(1) - 1} if self._takes_positions else {}
-        output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **positions)
-        return functional.cross_entropy(output.logits[:, -1, :2].float(), labels, reduction="none")
+        batch = self._batch.repeated(copies)
+        logits = self._language.word_logits(batch)[:, batch.candidates].float()
+        return functional.cross_entropy(logits, batch.labels, reduction="none")

@@ -14,6 +14,7 @@ import zolit.cli
 from zolit.tables.spec import Run, Table, arguments
 
 RESULT = "result.json"
+KEPT = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
 
 
 def perform(table: Table, run: Run, output: Path, scale: str | None, files: str | None) -> dict[str, Any]:
@@ -32,19 +33,17 @@ def perform(table: Table, run: Run, output: Path, scale: str | None, files: str 
     if table.rows[run.row].trained:
         begun = sorted(folder.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
         fitted = zolit.cli.run(["fit", *options, *([f"--ckpt_path={begun[-1]}"] if begun else [])])
-        metric = fitted.datamodule.task.metric
         checkpoint = cast("StepCheckpoint", fitted.trainer.checkpoint_callback)
-        summary = json.loads(next(iter(sorted(folder.rglob("summary.json"), reverse=True))).read_text(encoding="utf-8"))
-        kept = ("steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
-        result |= {name: summary[name] for name in kept}
-        result |= {"metric": metric, "validation": float(cast("Tensor", checkpoint.best_model_score))}
+        summary = json.loads(Path(str(fitted.trainer.log_dir), "summary.json").read_text(encoding="utf-8"))
+        result |= {name: summary[name] for name in KEPT}
+        result["validation"] = float(cast("Tensor", checkpoint.best_model_score))
         chosen = [f"--ckpt_path={checkpoint.best_model_path}"]
         has_test = fitted.datamodule.has("test")
     else:
         chosen, has_test = [], True
     if has_test:
         tested = zolit.cli.run(["test", *options, *chosen])
-        metric = tested.datamodule.task.metric
+        metric = tested.datamodule.task.metrics[0]
         result |= {"metric": metric, "score": float(tested.trainer.callback_metrics[f"test/{metric}"])}
     else:
         result["score"] = result["validation"]

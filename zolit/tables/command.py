@@ -76,6 +76,7 @@ def table(
     title = spec.title + (f"; REDUCED by {scale}" if scale else "")
     shown = _cells(spec, results)
     console.print(_drawn(title, spec, shown))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(_markdown(title, spec, shown), encoding="utf-8")
     console.print(f"the same in Markdown: {folder / 'table.md'}")
     require(not failed, f"table: these runs failed: {'; '.join(run.name for run in failed)}")

@@ -9,8 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from zolit.errors import UserError, require
 
@@ -98,9 +97,8 @@ def read_table(file: str) -> Table:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Table, as_group=False)
     try:
-        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        parsed = parser.instantiate_classes(parser.parse_object(given))
-    except Exception as error:
+        parsed = parser.instantiate_classes(parser.parse_path(file))
+    except ArgumentError as error:
         raise UserError(f"{file} is no table: {' '.join(str(error).split())}") from error
     table = Table(**{name: _value(parsed[name]) for name in ("title", "tasks", "rows", "configs", "options", "seeds")})
     needed = [*table.configs, *table.tasks.values(), *(config for row in table.rows.values() for config in row.configs)]

@@ -26,7 +26,6 @@ class AnswerBatch(NamedTuple):
         labels: The answer to train on, as an index into ``answer_ids``, shape (batch,), int64; -1 in prediction.
         indices: Where each example stands in its dataset, shape (batch,), int64.
         most: The largest number of answers that a prompt has.
-        as_language: Whether the likelihood of the right answer is what is trained.
         accepted: The texts that a written answer is judged by, for each prompt; empty where answers are chosen.
     """
 
@@ -40,8 +39,7 @@ class AnswerBatch(NamedTuple):
     labels: Tensor
     indices: Tensor
     most: int
-    as_language: bool
-    accepted: tuple[tuple[str, ...], ...]
+    accepted: list[list[str]]
 
     def right_alone(self) -> AnswerBatch:
         """Returns the batch with the answer to train on as each prompt's only one."""
@@ -77,7 +75,8 @@ class AnswerBatch(NamedTuple):
 
     def pieces(self, size: int) -> Iterator[AnswerBatch]:
         """Cuts the batch into pieces of at most ``size`` prompts, in order, without columns that are all padding."""
-        lengths = self.prompt_mask.sum(dim=1).tolist()  # once for all pieces: on a GPU each read waits for the device
+        # Once for all pieces: on a GPU each read waits for the device.
+        lengths = self.prompt_mask.sum(dim=1).tolist()
         answer_lengths, owners = self.answer_mask.sum(dim=1).tolist(), self.owners.tolist()
         width = self.prompt_ids.shape[1]
         for start in range(0, len(lengths), size):
@@ -110,7 +109,6 @@ class EncodedAnswers(Dataset[AnswerBatch]):
         right: Which of them are right, the one to train on first; empty in prediction.
         accepted: The texts that a written answer is judged by; empty tuples where answers are chosen.
         pad_id: Token id that padding takes; masks hide it.
-        as_language: Whether the likelihood of the right answer is what is trained.
     """
 
     def __init__(
@@ -120,14 +118,12 @@ class EncodedAnswers(Dataset[AnswerBatch]):
         right: Sequence[tuple[int, ...]],
         accepted: Sequence[tuple[str, ...]],
         pad_id: int,
-        as_language: bool,
     ) -> None:
         self.prompts = prompts
         self.answers = answers
         self.right = right
         self.accepted = accepted
         self.pad_id = pad_id
-        self.as_language = as_language
         self.lengths = [
             len(prompt) + max(len(answer) for answer in own) for prompt, own in zip(prompts, answers, strict=True)
         ]
@@ -156,6 +152,5 @@ class EncodedAnswers(Dataset[AnswerBatch]):
             torch.tensor(labels),
             torch.tensor(indices),
             max(counts),
-            self.as_language,
-            tuple(self.accepted[i] for i in indices),
+            [list(self.accepted[i]) for i in indices],
         )

@@ -54,9 +54,8 @@ class PromptBatch(NamedTuple):
         them.
         """
         width = self.input_ids.shape[1]
-        lengths = self.attention_mask.sum(
-            dim=1
-        ).tolist()  # once for all pieces: on a GPU each read waits for the device
+        # Once for all pieces: on a GPU each read waits for the device.
+        lengths = self.attention_mask.sum(dim=1).tolist()
         for start in range(0, len(lengths), size):
             rows = slice(start, start + size)
             columns = slice(width - max(lengths[rows]), width)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from zolit.tasks.classification import Classification
-from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.task import Record
 
 
 class BoolQ(Classification):
@@ -16,7 +16,6 @@ class BoolQ(Classification):
 
     dataset: ClassVar[str | None] = "google/boolq"
     dataset_config: ClassVar[str | None] = None
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__(

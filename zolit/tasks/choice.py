@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from zolit.errors import UserError
 from zolit.tasks.prompts import Template
-from zolit.tasks.task import DatasetSplits, Question, Record, Task
+from zolit.tasks.task import Question, Record, Task
 
 
 class MultipleChoice(Task):
@@ -24,7 +24,6 @@ class MultipleChoice(Task):
         UserError: If the template cannot be read, or there are fewer than two choices.
     """
 
-    splits: ClassVar[DatasetSplits] = DatasetSplits()
     as_language: ClassVar[bool] = True
 
     def __init__(self, template: str, choices: list[str], label_column: str = "label") -> None:

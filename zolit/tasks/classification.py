@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from typing_extensions import override
 
 from zolit.errors import UserError
 from zolit.tasks.prompts import Template
-from zolit.tasks.task import DatasetSplits, Question, Record, Task
+from zolit.tasks.task import Question, Record, Task
 
 SENTIMENT_WORDS = {"0": " terrible", "1": " great"}
 MASK = "mask"
@@ -32,8 +31,6 @@ class Classification(Task):
     Raises:
         UserError: If a template cannot be read, or a word is empty or stands for two labels.
     """
-
-    splits: ClassVar[DatasetSplits] = DatasetSplits()
 
     def __init__(
         self,

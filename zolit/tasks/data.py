@@ -200,7 +200,7 @@ class PromptedData(LightningDataModule):
     def _check_numbers(self) -> None:
         numbers = {f"{split}_examples": count for split, count in self.examples.items()}
         numbers |= {"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size}
-        numbers |= {"max_tokens": self.max_tokens}
+        numbers |= {"max_tokens": self.max_tokens, "demonstrations": self.demonstrations or None}  # 0 is none of them
         for option, number in numbers.items():
             if number is not None and number < 1:
                 raise UserError(f"--data.{option} must be at least 1, not {number}")

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from zolit.metrics import drop_scores
-from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.metrics import drop_scores
+from zolit.tasks.task import Record
 from zolit.tasks.writing import Writing
 
 
@@ -19,7 +19,6 @@ class DROP(Writing):
     """
 
     dataset: ClassVar[str | None] = "ucinlp/drop"
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__("Passage: {passage}\nQuestion: {question}\nAnswer:", "answers_spans")

@@ -40,8 +40,6 @@ class Encoder:
 
     def demonstrations(self, records: Records, count: int, seed: int) -> str:
         """Returns so many records with their right answers as the text that comes before every prompt."""
-        if not count:
-            return ""
         chosen = random.Random(f"demonstrations {seed}").sample(range(len(records.rows)), count)
         shown = []
         for index in chosen:
@@ -85,7 +83,7 @@ class Encoder:
             return EncodedPrompts(ids, labels, torch.tensor(tokens), self._pad_id)
         accepted = [self.task.accepted(record) if self.task.written and known else () for record in records.rows]
         tensors = [[torch.tensor(answer) for answer in own] for _, own in encoded]
-        return EncodedAnswers(ids, tensors, right, accepted, self._pad_id, self.task.as_language)
+        return EncodedAnswers(ids, tensors, right, accepted, self._pad_id)
 
     def _encode_masked(self, records: Records, right: Sequence[tuple[int, ...]]) -> EncodedPrompts:
         mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id

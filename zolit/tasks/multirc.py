@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from zolit.tasks.classification import Classification
-from zolit.tasks.task import DatasetSplits
 
 
 class MultiRC(Classification):
@@ -16,7 +15,6 @@ class MultiRC(Classification):
 
     dataset: ClassVar[str | None] = "aps/super_glue"
     dataset_config: ClassVar[str | None] = "multirc"
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.task import Record
 from zolit.tasks.writing import Writing
 
 
@@ -15,7 +15,6 @@ class SQuAD(Writing):
     """SQuAD 1.1 (arXiv 1606.05250), prompts of MeZO (arXiv 2305.17333). Columns: title, context, question, answers."""
 
     dataset: ClassVar[str | None] = "rajpurkar/squad"
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__("Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:", "answers")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from zolit.tasks.classification import Classification
-from zolit.tasks.task import DatasetSplits
 
 
 class SST2(Classification):
@@ -13,7 +12,6 @@ class SST2(Classification):
 
     dataset: ClassVar[str | None] = "nyu-mll/glue"
     dataset_config: ClassVar[str | None] = "sst2"
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__(

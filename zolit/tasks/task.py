@@ -45,9 +45,8 @@ class Task(ABC):
     Attributes:
         dataset: Hub id of its data set; None where the user's files are all there is.
         dataset_config: Configuration of the data set on the hub.
-        splits: Which split plays which part.
-        metric: What is logged as ``val/...`` and decides which checkpoint is best.
-        macro_f1: Whether the macro-averaged F1 over the labels is logged too.
+        metrics: Names of the scores that are logged as ``val/...``; the first decides which checkpoint is best. Where
+            answers are chosen: accuracy, and with label words macro_f1; where they are written, what ``judge`` returns.
         as_language: Whether the likelihood of the right answer is trained, rather than the choice among all, as MeZO
             (arXiv 2305.17333) does where answers are long.
         written: Whether the model writes its answer, which then is judged by ``judge``.
@@ -56,12 +55,15 @@ class Task(ABC):
 
     dataset: ClassVar[str | None] = None
     dataset_config: ClassVar[str | None] = None
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
-    metric: ClassVar[str] = "accuracy"
-    macro_f1: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     as_language: ClassVar[bool] = False
     written: ClassVar[bool] = False
     new_tokens: ClassVar[int] = 50
+
+    @property
+    def splits(self) -> DatasetSplits:
+        """Which split plays which part: MeZO's set-up for a data set of the task's own, else the parts' own names."""
+        return DatasetSplits("train", "train", "validation") if self.dataset else DatasetSplits()
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Sequence[str]]:
@@ -104,6 +106,6 @@ class Task(ABC):
             accepted: Answers of which each would do.
 
         Returns:
-            Scores between 0 and 1 by name, ``metric`` among them.
+            Scores between 0 and 1, by the names in ``metrics``.
         """
         raise NotImplementedError

@@ -8,9 +8,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from zolit.errors import UserError
-from zolit.metrics import squad_scores
+from zolit.tasks.metrics import squad_scores
 from zolit.tasks.prompts import Template
-from zolit.tasks.task import DatasetSplits, Question, Record, Task
+from zolit.tasks.task import Question, Record, Task
 
 
 class Writing(Task):
@@ -27,8 +27,7 @@ class Writing(Task):
         UserError: If the template cannot be read.
     """
 
-    splits: ClassVar[DatasetSplits] = DatasetSplits()
-    metric: ClassVar[str] = "f1"
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
     as_language: ClassVar[bool] = True
     written: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from zolit.tasks.classification import Classification
-from zolit.tasks.task import DatasetSplits, Record
+from zolit.tasks.task import Record
 
 
 class WSC(Classification):
@@ -19,7 +19,6 @@ class WSC(Classification):
 
     dataset: ClassVar[str | None] = "aps/super_glue"
     dataset_config: ClassVar[str | None] = "wsc.fixed"
-    splits: ClassVar[DatasetSplits] = DatasetSplits("train", "train", "validation")
 
     def __init__(self) -> None:
         super().__init__(

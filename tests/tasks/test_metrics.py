@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zolit.metrics import MeanScore, drop_scores, squad_scores
+from zolit.tasks.metrics import MeanScore, drop_scores, squad_scores
 
 
 @pytest.mark.parametrize(
