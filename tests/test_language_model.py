@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -109,6 +111,33 @@ def test_prompts_are_computed_once() -> None:
         language.answer_scores(batch, share_prompts=True)
     together, prompts, rest = seen
     assert prompts + rest < together / 2
+
+
+class Repeated(TorchDispatchMode):
+    """Notes the largest matrix that is multiplied with once for every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bmm.default:
+            self.numel = max([self.numel, *(arg[0].numel() for arg in args if arg.stride(0) == 0)])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_frozen_head_is_not_copied_for_every_example(name: str) -> None:
+    data = answers()
+    language = LanguageModel(made(name), LoRA())
+    batch = data[list(range(7))]
+    words = EncodedPrompts(data.prompts, torch.zeros(7, dtype=torch.int64), torch.tensor([4, 5]), 0)[list(range(7))]
+    with torch.no_grad(), Repeated() as repeated:
+        language.word_logits(words)
+        language.answer_scores(batch)
+        language.answer_scores(batch, share_prompts=True)
+    assert repeated.numel < 60 * 32
 
 
 @pytest.fixture

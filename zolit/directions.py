@@ -127,9 +127,9 @@ class Directions:
         """Returns directions first to stop - 1 of a chosen weight, where their law has them as factors, else None."""
         return self._perturbation.factors(weight, self.keys(weight)[first:stop])
 
-    def guide(self, weight: Weight, first: int, stop: int, inputs: Tensor | None, mask: Tensor | None) -> None:
+    def guide(self, weight: Weight, first: int, stop: int, inputs: Tensor | None, places: Tensor | None) -> None:
         """Shows what directions first to stop - 1 of a weight are applied to; see ``Perturbation.guide``."""
-        self._perturbation.guide(weight, self.keys(weight)[first:stop], inputs, mask)
+        self._perturbation.guide(weight, self.keys(weight)[first:stop], inputs, places)
 
     def draw(
         self, direction: int, weight: Weight, start: int, stop: int, dtype: torch.dtype = torch.float32

@@ -32,6 +32,8 @@ class LanguageModel:
         self._takes_positions = "position_ids" in options and not self._masked
         self._cache = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
         self._prefix = tuning.prefix
+        head: nn.Module = loaded.get_output_embeddings()
+        head.register_forward_pre_hook(_in_a_row)
         self.model: nn.Module = tuning.prepare(loaded)
 
     def word_logits(self, batch: PromptBatch) -> Tensor:
@@ -126,6 +128,11 @@ class LanguageModel:
         places = _positions(whole)[:, -length:-1]
         rest = self._called(batch.answer_ids[:, :-1], whole[:, :-1], places, **{self._cache: cache})
         return torch.cat([first, rest.logits], dim=1)
+
+
+def _in_a_row(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Has rows lie beside one another: for a part of them torch would copy a frozen matrix, once for every example."""
+    return (inputs[0].contiguous(),)
 
 
 def _positions(mask: Tensor) -> Tensor:

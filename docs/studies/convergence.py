@@ -4,7 +4,8 @@
         --method PerExample --lr 1e-6 --forwards 600 --decay linear --seed 1 --options '{"eps": 3e-4}'
 
 Weights are bfloat16, batches of 16, 300 held-out sentences. ``--method AdamW`` is first-order training in float32, of
-which every step counts as 3 forwards. ``--lora`` tunes adapters of rank 8 on the query and value projections.
+which every step counts as 3 forwards. ``--lora`` tunes adapters of rank 8, in float32, on the query and value
+projections.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
 
         torch.manual_seed(options.seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], bias="none")
-        model = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+        model = get_peft_model(model, config).eval()
     reviews = Reviews(options.model, options.train, options.validation, model, HELD_OUT)
     step, cost = stepper(options, model, reviews)
     order = torch.Generator().manual_seed(options.seed)

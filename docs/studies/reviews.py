@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 WORDS = (" terrible", " great")
 
@@ -17,9 +17,11 @@ WORDS = (" terrible", " great")
 class Reviews:
     """Labelled sentences as prompts, and the model's loss on them."""
 
-    def __init__(self, folder: str, train: Path, validation: Path, model: nn.Module, count: int) -> None:
+    def __init__(self, folder: str, train: Path, validation: Path, model: PreTrainedModel, count: int) -> None:
         self._count = count
         self._model = model
+        # For a part of the rows torch would copy a frozen output head, once for every example.
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self._words = [self._tokenizer(word).input_ids[-1] for word in WORDS]
         self.train, held_out = (

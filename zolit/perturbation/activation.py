@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zolit.blocks import Weight
 from zolit.hashing import mix, name_key
-from zolit.perturbation.factors import Factors
 from zolit.perturbation.low_rank import Cut, LowRank, offsets, windows
 from zolit.ranks import Ranks
 
 _TOKENS = name_key("tokens")
+_SMALLEST = 1e-12
 
 
 class ActivationGuided(LowRank):
@@ -34,55 +35,94 @@ class ActivationGuided(LowRank):
 
     def __init__(self, rank: int = 1) -> None:
         super().__init__(rank)
-        self._inputs: dict[int, Tensor] = {}
+        self._mixtures: dict[Weight, Mixtures] = {}
         self._looked_up: set[Weight] = set()
 
     def begin(self, seed: int, step: int) -> None:
         """Forgets the activations of the last step; see the base class."""
         super().begin(seed, step)
-        self._inputs.clear()
+        self._mixtures.clear()
 
-    def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, mask: Tensor | None) -> None:
+    def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, places: Tensor | None) -> None:
         """Keeps a mixture of each example's activations, where there is none yet; see the base class."""
         if inputs is None:
             self._looked_up.add(weight)
-        if weight in self._looked_up or all(key in self._inputs for key in keys):
+        known = self._mixtures.get(weight)
+        if weight in self._looked_up or (known is not None and known.have(keys)):
             return
         assert inputs is not None
-        tokens = inputs.shape[1]
-        directions = torch.nn.functional.normalize(inputs.float(), dim=2)
-        half, _ = self._pools.of(weight).narrow.chunk(2)
-        places = offsets([mix(_TOKENS, part, onto=key) for key in keys for part in range(self.rank)], half)
-        shares = windows(half, places, tokens).float().view(len(keys), self.rank, tokens)
-        if mask is not None and mask.shape == inputs.shape[:2]:
-            places = (mask.cumsum(1) - 1).clamp_(min=0).unsqueeze(1).expand_as(shares)
-            shares = shares.gather(2, places) * mask.unsqueeze(1)
-        mixture = torch.nn.functional.normalize(shares @ directions, dim=2) * inputs.shape[2] ** 0.5
-        for key, own in zip(keys, mixture.to(weight.parameter.dtype), strict=True):
-            self._inputs.setdefault(key, own)
+        made = Mixtures(tuple(keys), self._mixed(weight, keys, inputs, places))
+        self._mixtures[weight] = made if known is None else known.joined(made)
         self._last = None
+
+    def _mixed(self, weight: Weight, keys: Sequence[int], inputs: Tensor, places: Tensor | None) -> Tensor:
+        """Mixes each example's activations, shape (examples, r, d), of the weight's type."""
+        tokens, width = inputs.shape[1:]
+        half, _ = self._pools.of(weight).narrow.chunk(2)
+        begins = offsets([mix(_TOKENS, part, onto=key) for key in keys for part in range(self.rank)], half)
+        shares = windows(half, begins, tokens).float().view(len(keys), self.rank, tokens)
+        if places is not None and places.shape == inputs.shape[:2]:
+            at = places.unsqueeze(1)
+            shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(inputs, dim=2, dtype=wide)
+        shares = shares / lengths.clamp_(min=_SMALLEST).unsqueeze(1)
+        # The shares of activations that are large would be nothing in float16.
+        rows = inputs.to(wide) if inputs.dtype == torch.float16 else inputs
+        mixture = (shares.to(rows.dtype) @ rows).to(wide)
+        mixture *= width**0.5 / torch.linalg.vector_norm(mixture, dim=2, keepdim=True).clamp_(min=_SMALLEST)
+        return mixture.to(weight.parameter.dtype)
 
     def exchange(
         self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks
     ) -> None:
         """Gathers the mixtures of all ranks, in one message; see the base class."""
-        guided = [weight for weight, keys in own.items() if all(key in self._inputs for key in keys)]
+        guided = [weight for weight in own if weight in self._mixtures]
         if not guided:
             return
-        mixtures = [torch.stack([self._inputs[key] for key in own[weight]]).float().flatten(1) for weight in guided]
+        mixtures = [self._mixtures[weight].of(own[weight]).float().flatten(1) for weight in guided]
         gathered = ranks.gather(torch.cat(mixtures, dim=1).t()).t()
         parts = torch.split(gathered, [mixture.shape[1] for mixture in mixtures], dim=1)
         for weight, part in zip(guided, parts, strict=True):
             rows = part.to(weight.parameter.dtype).view(len(part), self.rank, -1)
-            self._inputs.update(zip(every[weight], rows, strict=True))
+            self._mixtures[weight] = Mixtures(tuple(every[weight]), rows)
         self._last = None
 
-    def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
-        factors = super()._made(weight, keys, cut)
-        if all(key in self._inputs for key in keys):
-            return factors._replace(inputs=torch.stack([self._inputs[key] for key in keys]))
-        return factors
+    def _inputs(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
+        mixtures = self._mixtures.get(weight)
+        return super()._inputs(weight, keys, cut) if mixtures is None else mixtures.of(keys).flatten(0, 1)
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of pools, buffers and mixtures."""
-        return super().scratch_bytes() + sum(mixture.nbytes for mixture in self._inputs.values())
+        return super().scratch_bytes() + sum(mixtures.rows.nbytes for mixtures in self._mixtures.values())
+
+
+class Mixtures(NamedTuple):
+    """What examples' activations at a weight were mixed to.
+
+    Attributes:
+        keys: What names each example's direction.
+        rows: Shape (examples, r, d), of the weight's type.
+    """
+
+    keys: tuple[int, ...]
+    rows: Tensor
+
+    def have(self, keys: Sequence[int]) -> bool:
+        """Tells whether these examples are all known."""
+        return tuple(keys) == self.keys or self._places.keys() >= set(keys)
+
+    def of(self, keys: Sequence[int]) -> Tensor:
+        """Returns the rows of these examples, shape (examples, r, d)."""
+        if tuple(keys) == self.keys:
+            return self.rows
+        places = self._places
+        return self.rows[[places[key] for key in keys]]
+
+    def joined(self, others: Mixtures) -> Mixtures:
+        """Returns these and others."""
+        return Mixtures(self.keys + others.keys, torch.cat([self.rows, others.rows]))
+
+    @property
+    def _places(self) -> dict[int, int]:
+        return {key: place for place, key in reversed(list(enumerate(self.keys)))}  # of two of a name the first counts

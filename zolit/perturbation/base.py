@@ -79,14 +79,15 @@ class Perturbation(ABC):
         """Returns ‖f·z‖² of a piece where the law knows it without going through it, else None."""
         return None
 
-    def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, mask: Tensor | None) -> None:
+    def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, places: Tensor | None) -> None:
         """Shows a law the activations that directions are about to be applied to, one direction to each example.
 
         Args:
             weight: A matrix.
             keys: What names each example's direction.
             inputs: Shape (examples, tokens, d); None where rows of the weight are looked up or it is a vector.
-            mask: 0 on padding, else 1, shape (examples, tokens), of the model's input; None where it has none.
+            places: Where each token of the model's input stands in its example, -1 on padding, shape (examples,
+                tokens), int64; None where the model is called without a mask.
         """
 
     def factors(self, weight: Weight, keys: Sequence[int]) -> Factors | None:

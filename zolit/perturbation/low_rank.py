@@ -75,11 +75,16 @@ class LowRank(Perturbation):
         )
 
     def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
-        theta, (first, second) = weight.parameter, self._pools.of(weight).narrow.chunk(2)
-        outputs = windows(first, cut.outputs, theta.shape[0] if theta.ndim > 1 else theta.numel())
-        inputs = windows(second, cut.inputs, theta[0].numel()) if theta.ndim > 1 else outputs.new_ones(len(keys), 1)
+        theta, (half, _) = weight.parameter, self._pools.of(weight).narrow.chunk(2)
+        outputs = windows(half, cut.outputs, theta.shape[0] if theta.ndim > 1 else theta.numel())
+        inputs = self._inputs(weight, keys, cut) if theta.ndim > 1 else outputs.new_ones(len(keys), 1)
         shape = cut.scales.shape
         return Factors(outputs.view(*shape, -1), inputs.view(*shape, -1), cut.scales)
+
+    def _inputs(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
+        """Returns the input sides b of a matrix, shape (k·r, d)."""
+        _, half = self._pools.of(weight).narrow.chunk(2)
+        return windows(half, cut.inputs, weight.parameter[0].numel())
 
     def draw(
         self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32

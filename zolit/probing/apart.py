@@ -28,7 +28,7 @@ class ExampleProbe:
         self._named = directions.count > 0
         self._coefficient: float | Tensor = 0.0
         self._first = self._stop = 0
-        self._mask: Tensor | None = None
+        self._places: Tensor | None = None
 
     def forward(self, closure: Closure, coefficient: float | Tensor) -> Tensor:
         """Returns the loss of each example at θ + c·uᵢ, shape (batch,), float32 or wider.
@@ -63,7 +63,9 @@ class ExampleProbe:
             self._require_names(not self._named)
             self.directions.rename(range(self._stop))
         mask = kwargs.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._places = None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self._places = (mask.cumsum(1) - 1).masked_fill_(mask == 0, -1)
 
     @property
     def examples(self) -> int:
@@ -78,7 +80,7 @@ class ExampleProbe:
             inputs: What a matrix is multiplied with, shape (examples, tokens, d): activation-guided laws go by it.
         """
         directions, first, stop = self.directions, self._first, self._stop
-        directions.guide(view.weight, first, stop, inputs, self._mask)
+        directions.guide(view.weight, first, stop, inputs, self._places)
         factors = directions.factors(view.weight, first, stop)
         assert factors is not None, "a law of low rank goes with this prober"
         c = self._coefficient if isinstance(self._coefficient, float) else self._coefficient[first:stop, None]
