@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import Fit, summary
 from tests.tasks.examples import records
 from tests.tasks.words import write
 from tests.test_language_model import MODELS, alone, answers, made
 from zolit import quickstart
+from zolit.errors import UserError
 from zolit.language_model import LanguageModel
 from zolit.objectives import Kind, Objective
-from zolit.tasks import Classification, EncodedAnswers, SQuAD
+from zolit.tasks import COPA, RTE, SST2, BoolQ, Classification, EncodedAnswers, PromptedData, ReCoRD, SQuAD
+from zolit.tasks.prompts import continued
 from zolit.tuning import Full
 
 
@@ -74,6 +76,68 @@ def test_what_is_written_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.scores["exact_match"] == [1.0, 0.0, 0.0]
         torch.testing.assert_close(found.losses, wanted, atol=1e-4, rtol=0)
         torch.testing.assert_close(trained, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [
+        ("sst2", [" It was"] * 6),
+        ("rte", ['\nDoes this mean that "" is true? Yes or No?\n'] * 6),
+        ("boolq", [" ?\n"] * 6),
+        ("copa", [" because", " because", " so", " so", " because", " because"]),
+        ("record", ["\n-"] * 6),
+    ],
+)
+def test_calibrated_scores(name: str, bare: list[str], tmp_path: Path) -> None:
+    """Log-likelihoods less those after the bare prompt, beside a plain loop; training is left alone."""
+    rows = records(name, 6)
+    file, folder = write(tmp_path / "rows.jsonl", rows), str(quickstart.MODEL)
+    task = {"sst2": SST2, "rte": RTE, "boolq": BoolQ, "copa": COPA, "record": ReCoRD}[name]()
+    data = PromptedData(
+        name_or_path=folder,
+        task=task,
+        train_file=file,
+        validation_file=file,
+        calibrated=True,
+        eval_batch_size=4,
+        batch_size=4,
+    )
+    data.setup("fit")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    language = LanguageModel(AutoModelForCausalLM.from_pretrained(folder).eval(), Full())
+    objective = Objective("task", task, None)
+    for batch in data.val_dataloader():
+        with torch.no_grad():
+            table = objective.table(language, batch)
+            found = objective.evaluate(language, batch)
+        assert found.chosen is not None
+        assert torch.equal(found.chosen, table.argmax(1))
+        for place, index in enumerate(batch.indices.tolist()):
+            question = task.question(rows[index])
+            wanted = []
+            for answer in question.answers:
+                ((prompt, (tokens,)), (nothing, (same,))) = continued(
+                    tokenizer, [question.prompt, bare[index]], [[answer]] * 2
+                )
+                assert tokens == same
+                scores = [
+                    alone(language.model, EncodedAnswers([torch.tensor(ids)], [[torch.tensor(tokens)]], [], [], 0), 0)[
+                        0
+                    ]
+                    for ids in (prompt, nothing)
+                ]
+                wanted.append((scores[0] - scores[1]) * len(tokens))
+            own = table[place, : len(wanted)]
+            torch.testing.assert_close(own - own[0], torch.tensor(wanted) - wanted[0], atol=1e-4, rtol=0)
+            assert bool((table[place, len(wanted) :] == -torch.inf).all())
+    assert next(iter(data.train_dataloader())).bare is None
+
+
+def test_what_is_written_is_not_calibrated(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", records("squad", 2))
+    data = PromptedData(name_or_path=str(quickstart.MODEL), task=SQuAD(), validation_file=file, calibrated=True)
+    with pytest.raises(UserError, match=r"--data.calibrated is for answers that are chosen"):
+        data.setup("validate")
 
 
 @pytest.mark.parametrize("method", ["mezo", "dominant-layer"])

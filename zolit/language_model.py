@@ -32,7 +32,7 @@ class LanguageModel:
         self._takes_positions = "position_ids" in options and not self._masked
         self._cache = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
         self._prefix = tuning.prefix
-        head: nn.Module = loaded.get_output_embeddings()
+        head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # of transformers
         head.register_forward_pre_hook(_in_a_row)
         self.model: nn.Module = tuning.prepare(loaded)
 

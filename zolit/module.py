@@ -20,12 +20,12 @@ from zolit.adapters import attach_like
 from zolit.errors import require
 from zolit.language_model import LanguageModel
 from zolit.methods import MeZO
-from zolit.objectives import Kind, Objective, by_prompt
+from zolit.objectives import Kind, Objective
 from zolit.optimizer import ZerothOrder
 from zolit.pretrained import check_model_path, load_language_model, load_tokenizer
 from zolit.signals import deferred_signals
 from zolit.strategies import ProcessRanks, ReplicatedStrategy
-from zolit.tasks import Batch, Classification, PromptBatch, PromptedData, Task, micro_batches
+from zolit.tasks import AnswerBatch, Batch, Classification, PromptedData, Task, micro_batches
 from zolit.tasks.metrics import MeanScore
 from zolit.tuning import Full, Tuning
 
@@ -267,12 +267,9 @@ class ZerothOrderModule(LightningModule):
             ``written``, a text for each example, or ``chosen``, the number of the likeliest answer, and
             ``probabilities``, of all answers; shapes (batch,) and (batch, answers), where there are none 0.
         """
-        if isinstance(batch, PromptBatch):
-            table = self._language.word_logits(batch)[:, batch.candidates].float()
-        elif self._objective.written:
+        if self._objective.written and isinstance(batch, AnswerBatch):
             return {"written": self._objective.write(self._language, batch)}
-        else:
-            table = by_prompt(self._language.answer_scores(batch, share_prompts=True), batch)
+        table = self._objective.table(self._language, batch)
         return {"chosen": table.argmax(1), "probabilities": table.softmax(1)}
 
 

@@ -72,16 +72,22 @@ class Objective:
         """Returns losses and scores."""
         if isinstance(batch, PromptBatch):
             logits = language.word_logits(batch)
-            chosen = logits[:, batch.candidates].argmax(1)
+            chosen = _word_table(language, batch, logits).argmax(1)
             hits = (chosen == batch.labels).tolist()
             return Evaluated(self._of_words(logits, batch), {"accuracy": hits}, chosen, batch.labels)
         if self.written:
             scores = self._judged(language, batch)
             return Evaluated(self._short_of(scores, batch) if self._metric else -language.answer_scores(batch), scores)
         found = language.answer_scores(batch, share_prompts=True)
-        chosen = by_prompt(found, batch).argmax(1)
+        chosen = _answer_table(language, batch, found).argmax(1)
         hits = _hits(chosen, batch).tolist()
         return Evaluated(self._of_answers(found, batch), {"accuracy": hits}, chosen, batch.places[batch.labels])
+
+    def table(self, language: LanguageModel, batch: Batch) -> Tensor:
+        """Returns what answers are chosen by, shape (batch, answers), float32; where there is no answer it is -inf."""
+        if isinstance(batch, PromptBatch):
+            return _word_table(language, batch, language.word_logits(batch))
+        return _answer_table(language, batch, language.answer_scores(batch, share_prompts=True))
 
     def write(self, language: LanguageModel, batch: AnswerBatch) -> list[str]:
         """Returns what the model writes after each prompt."""
@@ -109,13 +115,27 @@ class Objective:
     def _of_answers(self, found: Tensor, batch: AnswerBatch) -> Tensor:
         if self._as_language:
             return -found[batch.labels]
-        table = by_prompt(found, batch)
+        table = _by_prompt(found, batch)
         if self._metric:
             return 1.0 - _hits(table.argmax(1), batch).float()
         return functional.cross_entropy(table, batch.places[batch.labels], reduction="none")
 
 
-def by_prompt(found: Tensor, batch: AnswerBatch) -> Tensor:
+def _word_table(language: LanguageModel, batch: PromptBatch, logits: Tensor) -> Tensor:
+    """Returns the logits of label words, less those after bare prompts where there are any."""
+    words = logits[:, batch.candidates].float()
+    return words if batch.bare is None else words - _word_table(language, batch.bare, language.word_logits(batch.bare))
+
+
+def _answer_table(language: LanguageModel, batch: AnswerBatch, found: Tensor) -> Tensor:
+    """Returns answers' mean log-likelihoods; with bare prompts the sums, less those after them, as MeZO's code does."""
+    if batch.bare is not None:
+        after_nothing = language.answer_scores(batch.bare, share_prompts=True)
+        found = found * batch.answer_mask.sum(1) - after_nothing * batch.bare.answer_mask.sum(1)
+    return _by_prompt(found, batch)
+
+
+def _by_prompt(found: Tensor, batch: AnswerBatch) -> Tensor:
     """Arranges a number for each answer by prompts, shape (batch, most); where there is no answer it is -inf."""
     table = found.new_full((len(batch.labels), batch.most), -torch.inf)
     table[batch.owners, batch.places] = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,8 +45,8 @@ class Workload:
         self.batch = batch
         ids = torch.randint(model.config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(0))
         places = torch.arange(batch)
-        parts = ids, torch.ones_like(ids), places % 2, torch.arange(2), places, torch.full_like(places, -1)
-        self._batch = PromptBatch(*(part.to(device) for part in parts))
+        made = PromptBatch(ids, torch.ones_like(ids), places % 2, torch.arange(2), places, torch.full_like(places, -1))
+        self._batch: PromptBatch = move_data_to_device(made, device)
         self._language = LanguageModel(model, Full())
 
     @torch.no_grad()

@@ -69,8 +69,8 @@ class ActivationGuided(LowRank):
         shares = shares / lengths.clamp_(min=_SMALLEST).unsqueeze(1)
         # The shares of activations that are large would be nothing in float16.
         rows = inputs.to(wide) if inputs.dtype == torch.float16 else inputs
-        mixture = (shares.to(rows.dtype) @ rows).to(wide)
-        mixture *= width**0.5 / torch.linalg.vector_norm(mixture, dim=2, keepdim=True).clamp_(min=_SMALLEST)
+        mixture: Tensor = (shares.to(rows.dtype) @ rows).to(wide)
+        mixture.mul_(width**0.5 / torch.linalg.vector_norm(mixture, dim=2, keepdim=True).clamp_(min=_SMALLEST))
         return mixture.to(weight.parameter.dtype)
 
     def exchange(

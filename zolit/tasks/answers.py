@@ -27,6 +27,7 @@ class AnswerBatch(NamedTuple):
         indices: Where each example stands in its dataset, shape (batch,), int64.
         most: The largest number of answers that a prompt has.
         accepted: The texts that a written answer is judged by, for each prompt; empty where answers are chosen.
+        bare: The same answers after prompts with nothing in them, in evaluations that are calibrated; else None.
     """
 
     prompt_ids: Tensor
@@ -40,6 +41,7 @@ class AnswerBatch(NamedTuple):
     indices: Tensor
     most: int
     accepted: list[list[str]]
+    bare: AnswerBatch | None = None
 
     def right_alone(self) -> AnswerBatch:
         """Returns the batch with the answer to train on as each prompt's only one."""
@@ -109,6 +111,7 @@ class EncodedAnswers(Dataset[AnswerBatch]):
         right: Which of them are right, the one to train on first; empty in prediction.
         accepted: The texts that a written answer is judged by; empty tuples where answers are chosen.
         pad_id: Token id that padding takes; masks hide it.
+        bare: The same answers after prompts with nothing in them, where scores are to be calibrated.
     """
 
     def __init__(
@@ -118,12 +121,14 @@ class EncodedAnswers(Dataset[AnswerBatch]):
         right: Sequence[tuple[int, ...]],
         accepted: Sequence[tuple[str, ...]],
         pad_id: int,
+        bare: EncodedAnswers | None = None,
     ) -> None:
         self.prompts = prompts
         self.answers = answers
         self.right = right
         self.accepted = accepted
         self.pad_id = pad_id
+        self.bare = bare
         self.lengths = [
             len(prompt) + max(len(answer) for answer in own) for prompt, own in zip(prompts, answers, strict=True)
         ]
@@ -153,4 +158,5 @@ class EncodedAnswers(Dataset[AnswerBatch]):
             torch.tensor(indices),
             max(counts),
             [list(self.accepted[i]) for i in indices],
+            None if self.bare is None else self.bare[indices],
         )

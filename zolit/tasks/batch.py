@@ -25,6 +25,7 @@ class PromptBatch(NamedTuple):
         indices: Where each example stands in its dataset, shape (batch,), int64.
         answers_at: The position whose logits are the answer's, counted from the row's end, shape (batch,), int64: -1,
             or where the mask of a masked model is.
+        bare: The same examples with nothing in their prompts, in evaluations that are calibrated; else None.
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class PromptBatch(NamedTuple):
     candidates: Tensor
     indices: Tensor
     answers_at: Tensor
+    bare: PromptBatch | None = None
 
     def repeated(self, copies: int) -> PromptBatch:
         """Returns the batch so many times in a row, shape (copies·batch, ...)."""
@@ -79,6 +81,7 @@ class EncodedPrompts(Dataset[PromptBatch]):
         pad_id: Token id that padding takes; the attention mask hides it.
         answers_at: Position of the answer's logits in each prompt, counted from its end, shape (examples,), int64;
             None is -1 for all.
+        bare: The same examples with nothing in their prompts, where scores are to be calibrated.
     """
 
     def __init__(
@@ -88,12 +91,14 @@ class EncodedPrompts(Dataset[PromptBatch]):
         candidates: Tensor,
         pad_id: int,
         answers_at: Tensor | None = None,
+        bare: EncodedPrompts | None = None,
     ) -> None:
         self.prompts = prompts
         self.labels = labels
         self.candidates = candidates
         self.pad_id = pad_id
         self.answers_at = torch.full_like(labels, -1) if answers_at is None else answers_at
+        self.bare = bare
         self.lengths = [len(prompt) for prompt in prompts]
 
     def __len__(self) -> int:
@@ -110,6 +115,7 @@ class EncodedPrompts(Dataset[PromptBatch]):
             self.candidates,
             torch.tensor(indices),
             self.answers_at[indices],
+            None if self.bare is None else self.bare[indices],
         )
 
 

@@ -37,6 +37,10 @@ class COPA(Task):
         return Question(premise.removesuffix(".") + joined, tuple(f" {choice}" for choice in choices))
 
     @override
+    def bare(self, record: Record) -> Record:
+        return {**record, "premise": ""}
+
+    @override
     def right(self, record: Record) -> tuple[int, ...]:
         if str(record["label"]) not in ("0", "1"):
             raise UserError(f"has the label {record['label']!r}, where COPA has 0 for choice1 and 1 for choice2")

@@ -43,6 +43,9 @@ class PromptedData(LightningDataModule):
         validation_examples: How many validation examples to take at random; null for all.
         test_examples: How many test examples to take at random; null for all.
         demonstrations: How many training examples come, with their answers, before every prompt.
+        calibrated: Choose the answer that a prompt makes likelier by most, rather than the likeliest: by its
+            log-likelihood less that after the prompt with nothing in it (Holtzman et al., arXiv 2104.08315). For
+            evaluation and prediction; training is the same.
         batch_size: Training examples per step on each process.
         eval_batch_size: Examples per forward in evaluation on each process, at most.
         max_tokens: The longest prompt with its answer, in tokens; null for the model's context.
@@ -72,6 +75,7 @@ class PromptedData(LightningDataModule):
         validation_examples: int | None = None,
         test_examples: int | None = None,
         demonstrations: int = 0,
+        calibrated: bool = False,
         batch_size: int = 16,
         eval_batch_size: int = 32,
         max_tokens: int | None = None,
@@ -88,6 +92,7 @@ class PromptedData(LightningDataModule):
         self.dataset_splits = dataset_splits or self.task.splits
         self.examples = {"train": train_examples, "validation": validation_examples, "test": test_examples}
         self.demonstrations = demonstrations
+        self.calibrated = calibrated
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_tokens = max_tokens
@@ -115,6 +120,8 @@ class PromptedData(LightningDataModule):
             UserError: If anything is wrong with the options or the data.
         """
         self._check_numbers()
+        if self.calibrated and self.task.written:
+            raise UserError("--data.calibrated is for answers that are chosen, and those of this task are written")
         if stage == "fit":  # comes before load_state_dict
             self._train_loader = self._resume_from = None
         needed = {
@@ -133,7 +140,8 @@ class PromptedData(LightningDataModule):
             if "predict" in records:
                 self.predicted_records = records["predict"].rows
             for split, of_split in records.items():
-                self._encoded[split] = encoder.encode(of_split, split != "predict", shown)
+                calibrated = self.calibrated and split != "train"
+                self._encoded[split] = encoder.encode(of_split, split != "predict", shown, calibrated)
         self._check_sizes(needed)
         # Lightning's advice to use worker processes is wrong here, for the tokens are in memory; and having no
         # validation loader is meant.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from zolit.tasks.answers import EncodedAnswers
 from zolit.tasks.batch import EncodedPrompts
 from zolit.tasks.prompts import continued
 from zolit.tasks.records import Records
-from zolit.tasks.task import Task
+from zolit.tasks.task import Question, Record, Task
 
 SEPARATOR = "\n\n"
+
+Encoded = list[tuple[list[int], list[list[int]]]]
+"""The tokens of each prompt, and of the answers that go on with it."""
 
 
 @dataclass(frozen=True)
@@ -48,50 +51,80 @@ class Encoder:
             shown.append((question.prompt + question.answers[self._right(records, index)[0]]).strip() + SEPARATOR)
         return "".join(shown)
 
-    def encode(self, records: Records, known: bool, shown: str = "") -> EncodedPrompts | EncodedAnswers:
+    def encode(
+        self, records: Records, known: bool, shown: str = "", calibrated: bool = False
+    ) -> EncodedPrompts | EncodedAnswers:
         """Encodes the records of a split.
 
         Args:
             records: The records.
             known: Whether they say what is right; in prediction they need not.
             shown: What comes before every prompt.
+            calibrated: Whether the answers are encoded after bare prompts too.
 
         Raises:
             UserError: If a record makes no prompt, or one that is too long, or has an answer that adds nothing.
         """
         right = [self._right(records, i) if known else () for i in range(len(records.rows))]
+        rows = records.rows
         if self.masked:
-            return self._encode_masked(records, right)
-        questions = [self.task.question(record) for record in records.rows]
-        prompts = [shown + question.prompt for question in questions]
+            nothing = self._encode_masked(records, [self.task.bare(row) for row in rows], right) if calibrated else None
+            return self._encode_masked(records, rows, right, nothing)
+        asked = [self.task.question(row) for row in rows]
+        encoded = self._continued(records, [replace(question, prompt=shown + question.prompt) for question in asked])
+        bare: Encoded = []
+        if calibrated:
+            emptied = [self.task.question(self.task.bare(row)).prompt for row in rows]
+            bare = self._continued(records, [replace(q, prompt=p) for q, p in zip(asked, emptied, strict=True)])
+        if not self.task.written and _are_words([*encoded, *bare]):
+            return self._of_words(encoded, right, self._of_words(bare, right) if bare else None)
+        accepted = [self.task.accepted(row) if self.task.written and known else () for row in rows]
+        return self._of_answers(encoded, right, accepted, self._of_answers(bare, right, accepted) if bare else None)
+
+    def _continued(self, records: Records, questions: Sequence[Question]) -> Encoded:
+        """Encodes prompts and the answers that go on with them, and checks both."""
+        found: Encoded = []
+        prompts = [question.prompt for question in questions]
         encoded = continued(self.tokenizer, prompts, [question.answers for question in questions])
-        for index, (question, (_, answers)) in enumerate(zip(questions, encoded, strict=True)):
+        for index, (question, (prompt, answers)) in enumerate(zip(questions, encoded, strict=True)):
             if not answers:
                 raise UserError(f"{records.name(index)} has no answers to choose from")
             if [] in answers:
                 empty = question.answers[answers.index([])]
                 raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
-        ids = [
-            torch.tensor(self._fitting(records, index, prompt, self._reserved(answers)))
-            for index, (prompt, answers) in enumerate(encoded)
-        ]
-        first = encoded[0][1]
-        tokens = [token for answer in first for token in answer]
-        of_one_token = len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in encoded)
-        if of_one_token and not self.task.written:
-            labels = torch.tensor([own[0] if own else -1 for own in right])
-            return EncodedPrompts(ids, labels, torch.tensor(tokens), self._pad_id)
-        accepted = [self.task.accepted(record) if self.task.written and known else () for record in records.rows]
-        tensors = [[torch.tensor(answer) for answer in own] for _, own in encoded]
-        return EncodedAnswers(ids, tensors, right, accepted, self._pad_id)
+            found.append((self._fitting(records, index, prompt, self._reserved(answers)), answers))
+        return found
 
-    def _encode_masked(self, records: Records, right: Sequence[tuple[int, ...]]) -> EncodedPrompts:
+    def _of_words(
+        self, encoded: Encoded, right: Sequence[tuple[int, ...]], bare: EncodedPrompts | None = None
+    ) -> EncodedPrompts:
+        labels = torch.tensor([own[0] if own else -1 for own in right])
+        words = torch.tensor([token for answer in encoded[0][1] for token in answer])
+        return EncodedPrompts([torch.tensor(ids) for ids, _ in encoded], labels, words, self._pad_id, bare=bare)
+
+    def _of_answers(
+        self,
+        encoded: Encoded,
+        right: Sequence[tuple[int, ...]],
+        accepted: Sequence[tuple[str, ...]],
+        bare: EncodedAnswers | None = None,
+    ) -> EncodedAnswers:
+        answers = [[torch.tensor(answer) for answer in own] for _, own in encoded]
+        return EncodedAnswers([torch.tensor(ids) for ids, _ in encoded], answers, right, accepted, self._pad_id, bare)
+
+    def _encode_masked(
+        self,
+        records: Records,
+        rows: Sequence[Record],
+        right: Sequence[tuple[int, ...]],
+        bare: EncodedPrompts | None = None,
+    ) -> EncodedPrompts:
         mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
-        words = self.task.question(records.rows[0]).answers
+        words = self.task.question(rows[0]).answers
         tokens = self._mask_words(words)
         prompts: list[Tensor] = []
         places = []
-        encoded = self.tokenizer([self.task.masked_prompt(record, mask) for record in records.rows], verbose=False)
+        encoded = self.tokenizer([self.task.masked_prompt(row, mask) for row in rows], verbose=False)
         for index, ids in enumerate(encoded["input_ids"]):
             if ids.count(mask_id) != 1:
                 raise UserError(f"{records.name(index)} has {ids.count(mask_id)} masks in its prompt, not 1")
@@ -101,7 +134,7 @@ class Encoder:
             places.append(fitting.index(mask_id) - len(fitting))
             prompts.append(torch.tensor(fitting))
         labels = torch.tensor([own[0] if own else -1 for own in right])
-        return EncodedPrompts(prompts, labels, torch.tensor(tokens), self._pad_id, torch.tensor(places))
+        return EncodedPrompts(prompts, labels, torch.tensor(tokens), self._pad_id, torch.tensor(places), bare)
 
     def _mask_words(self, words: Sequence[str]) -> list[int]:
         """Returns the token of every label word where it stands for a mask, with a space before it."""
@@ -152,3 +185,10 @@ class Encoder:
     def _pad_id(self) -> int:
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         return int(end if pad is None else pad)
+
+
+def _are_words(encoded: Encoded) -> bool:
+    """Tells whether all prompts have the same answers, each a token of its own."""
+    first = encoded[0][1]
+    tokens = [token for answer in first for token in answer]
+    return len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in encoded)

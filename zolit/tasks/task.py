@@ -77,6 +77,10 @@ class Task(ABC):
     def question(self, record: Record) -> Question:
         """Returns what a record asks; it has all columns of ``inputs``, and those of ``targets`` but in prediction."""
 
+    def bare(self, record: Record) -> Record:
+        """Returns the record with nothing in the columns of ``inputs``: calibrated scores are measured against it."""
+        return {**record, **{column: "" for columns in self.inputs().values() for column in columns}}
+
     @abstractmethod
     def right(self, record: Record) -> tuple[int, ...]:
         """Returns which answers of the question are right, at least one; the first is trained on.
