@@ -27,6 +27,7 @@ from zolit.allocator import keep_freed_memory
 from zolit.errors import NonFiniteLossError, UserError, require
 from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
 from zolit.predictions import predictions
+from zolit.split import SplitStrategy
 from zolit.strategies import ReplicatedStrategy
 from zolit.tasks import PromptedData
 
@@ -124,11 +125,14 @@ class ZolitCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Refuses what would lose the predictions."""
-        require(self.trainer.world_size == 1, "trainer.devices: predictions are written by one process; take 1")
+        alone = self.trainer.world_size == 1 or isinstance(self.trainer.strategy, SplitStrategy)
+        require(alone, "trainer.devices: predictions are written by one process; take 1")
 
     def after_predict(self) -> None:
         """Writes a line for each example, in the file's order: its answer, and the probability of every one."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if not self.trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
             for record in predictions(self.trainer.predict_loop.predictions, self.datamodule):

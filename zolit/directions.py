@@ -37,6 +37,7 @@ class Directions:
         step: Index of the step.
         count: The number k of directions, named 0 to k - 1.
         scratch: Where 16-bit weights are widened.
+        ranks: The processes that train together.
 
     Attributes:
         names: What the directions are called, shape (k,).
@@ -52,6 +53,7 @@ class Directions:
         step: int,
         count: int,
         scratch: Scratch | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._choice = choice
         self._blocks = len(blocks)
@@ -60,6 +62,7 @@ class Directions:
         perturbation.begin(seed, step)
         self.rename(range(count))
         self._scratch = scratch or Scratch()
+        self._ranks = ranks or Ranks()
         self._corrections = choice.corrections.tolist()
         self._block_of = {
             weight: index
@@ -67,7 +70,8 @@ class Directions:
             if chosen
             for weight in blocks[index].weights
         }
-        self._device = blocks[0].weights[0].parameter.device
+        everywhere = (weight.parameter.device for block in blocks for weight in block.weights)
+        self._device = next(device for device in everywhere if device.type != "meta")
 
     def rename(self, names: Sequence[int]) -> None:
         """Has there be these directions instead of those that were."""
@@ -78,8 +82,9 @@ class Directions:
         self._energies: Tensor | None = None
         self._known = [[0.0] * self._blocks for _ in names]
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self) -> None:
         """Has there be the directions of all ranks' examples instead of this rank's own."""
+        ranks = self._ranks
         if ranks.size == 1:
             return
         names = ranks.gather(torch.tensor(self.names, device=self._device)).tolist()
@@ -96,6 +101,12 @@ class Directions:
     def energies(self) -> Tensor:
         """‖u_b‖² of every direction over every block, shape (k, n), float64, on the CPU, as the update saw them."""
         return self._measured.cpu().double() + torch.tensor(self._known, dtype=torch.float64)
+
+    def add_up(self) -> None:
+        """Makes energies that ranks with a part of the weights each have measured those of all."""
+        if self._ranks.split and self._choice.measure_energies:
+            self._energies = self._ranks.total(self.energies.to(self._device))
+            self._known = [[0.0] * self._blocks for _ in self.names]
 
     def within(self, places: Sequence[int]) -> Directions:
         """Returns the same directions as somebody sees them for whom there are only some of the blocks."""
@@ -229,13 +240,13 @@ class Directions:
         mask = self._choice.mask
         factors = None if mask else self.factors(weight, 0, self.count)
         if factors is not None:
-            if self._choice.measure_energies and start == 0:
+            if self._choice.measure_energies and start == 0 and self._ranks.counts(weight):
                 self._measured[:, block] += factors.energies()
             factors.add(piece, start, stop, [self._corrections[block] * coefficient for coefficient in coefficients])
             return
         for direction, coefficient in enumerate(coefficients):
             u, factor = self.draw(direction, weight, start, stop)
-            if self._choice.measure_energies:
+            if self._choice.measure_energies and self._ranks.counts(weight):
                 known = None
                 if mask is None:
                     known = self._perturbation.energy(weight, self.keys(weight)[direction], start, stop)

@@ -24,6 +24,7 @@ from zolit.objectives import Kind, Objective
 from zolit.optimizer import ZerothOrder
 from zolit.pretrained import check_model_path, load_language_model, load_tokenizer
 from zolit.signals import deferred_signals
+from zolit.split import SplitRanks, SplitStrategy
 from zolit.strategies import ProcessRanks, ReplicatedStrategy
 from zolit.tasks import AnswerBatch, Batch, Classification, PromptedData, Task, micro_batches
 from zolit.tasks.metrics import MeanScore
@@ -103,8 +104,12 @@ class ZerothOrderModule(LightningModule):
         strategy = self.trainer.strategy
         require(
             isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
-            f"trainer.strategy: {type(strategy).__name__} keeps a part of the weights on each process, which is not "
-            "supported; take replicated",
+            f"trainer.strategy: {type(strategy).__name__} is not supported; take replicated or, for a "
+            "model larger than one device, split",
+        )
+        require(
+            not (isinstance(strategy, SplitStrategy) and self._tuning.prefix),
+            "model.tuning: a prefix does not go with trainer.strategy `split`; take LoRA",
         )
         if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy) and stage == "fit":
             warnings.warn(
@@ -136,6 +141,8 @@ class ZerothOrderModule(LightningModule):
                 trust_remote_code=self._trust_remote_code,
             )
             self._language = LanguageModel(loaded, self._tuning)
+            # A cache does not know how much it holds of layers that another process has.
+            self._language.caches = not isinstance(self.trainer.strategy, SplitStrategy)
             self.model = self._language.model
 
     @override
@@ -147,7 +154,9 @@ class ZerothOrderModule(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
-        if self.trainer.world_size > 1:
+        if isinstance(self.trainer.strategy, SplitStrategy):
+            optimizer.ranks = SplitRanks(optimizer)
+        elif self.trainer.world_size > 1:
             optimizer.ranks = ProcessRanks()
         if self._make_scheduler is None:
             return optimizer

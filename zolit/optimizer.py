@@ -61,6 +61,7 @@ class ZerothOrder(torch.optim.Optimizer):
         max_skipped: Stop when so many steps in a row had a loss that was not finite.
 
     Attributes:
+        model: The model.
         last_step: Report of the latest step; None before the first.
         ranks: The processes that train together; one, unless somebody sets it before the first step.
 
@@ -92,7 +93,10 @@ class ZerothOrder(torch.optim.Optimizer):
         self.eps = eps
         self.seed = seed
         self.selection = selection or Everything()
-        self._device = self._weights[0].parameter.device
+        # Of a model that is split over processes the others' weights are on no device.
+        self._there = [weight for weight in self._weights if not weight.parameter.is_meta]
+        require(bool(self._there), "trainer.strategy: a process has no weight to tune; take fewer processes")
+        self._device = self._there[0].parameter.device
         self.perturbation = perturbation or (GaussianPool() if self._device.type == "cpu" else Gaussian())
         self.prober = prober or Streamed()
         self.estimator = estimator or SPSA()
@@ -101,7 +105,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.max_skipped = max_skipped
         self.ranks = Ranks()
         self.last_step: StepReport | None = None
-        self._model = model
+        self.model = model
         self.selection.bind(self.blocks, seed)
         self.perturbation.bind(self._weights)
         self.prober.bind(model, self._weights)
@@ -156,7 +160,7 @@ class ZerothOrder(torch.optim.Optimizer):
             return self._step(closure, examples)
 
     def _step(self, closure: Closure, examples: Sequence[int] | None) -> float:
-        look = Look(self._model, closure, self.ranks, self._steps)
+        look = Look(self.model, closure, self.ranks, self._steps)
         losses = look.losses
         seen = False
         with suppress(NotFinite):
@@ -167,7 +171,14 @@ class ZerothOrder(torch.optim.Optimizer):
             seen = True
         choice = self.selection.select(self._steps)
         directions = Directions(
-            self.blocks, choice, self.perturbation, self.seed, self._steps, self.estimator.directions, self._scratch
+            self.blocks,
+            choice,
+            self.perturbation,
+            self.seed,
+            self._steps,
+            self.estimator.directions,
+            self._scratch,
+            self.ranks,
         )
         if self.individual and examples is not None:
             directions.rename(examples)
@@ -194,7 +205,7 @@ class ZerothOrder(torch.optim.Optimizer):
             with suppress(NotFinite):
                 estimate = self.estimator.estimate(evaluate, self.eps)
                 if self.individual:
-                    directions.exchange(self.ranks)
+                    directions.exchange()
         self._backwards += look.backwards
         with deferred_signals(interrupts=True):  # weights, what was learned and the counters move together
             self._move(choice, directions, estimate, losses)
@@ -210,7 +221,8 @@ class ZerothOrder(torch.optim.Optimizer):
         if estimate is not None:
             coefficients = estimate.coefficients.tolist()
             key = mix(self.seed, _UPDATE, self._steps)
-            self.update.apply(self._weights, directions, coefficients, lr, key)
+            self.update.apply(self._there, directions, coefficients, lr, key)
+            directions.add_up()
             self.selection.observe(choice, directions, estimate.derivatives.tolist())
             self.perturbation.observe(directions, estimate)
         else:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zolit.blocks import Weight
+
 
 class Ranks:
     """One process. ``zolit.strategies.ProcessRanks`` is many.
 
     Attributes:
-        size: How many there are.
+        size: How many have examples of their own.
+        split: Whether they share out the weights.
     """
 
     size = 1
+    split = False
 
     def mean(self, own: Tensor) -> Tensor:
         """Returns the mean of what all ranks have, in place where they are many; any shape."""
@@ -24,4 +28,12 @@ class Ranks:
 
     def first(self, own: Tensor) -> Tensor:
         """Returns what the first rank has, in place where they are many; any shape."""
+        return own
+
+    def counts(self, weight: Weight) -> bool:
+        """Tells whether what this rank measures of a weight's directions goes into ``total``, or another's does."""
+        return True
+
+    def total(self, own: Tensor) -> Tensor:
+        """Returns the sum of what ranks that share out the weights have measured, in place; any shape."""
         return own

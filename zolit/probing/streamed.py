@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zolit.blocks import Weight
 from zolit.closure import Closure, mean_losses
 from zolit.directions import Directions
+from zolit.errors import require
 from zolit.probing.base import Prober
 from zolit.probing.in_place import InPlace
 from zolit.probing.perturbed import PerturbedWeight, Probe
@@ -149,6 +150,11 @@ class Streamed(Prober):
 
     def _fall_back(self, closure: Closure, directions: Directions, queries: Tensor, trouble: _EscapedError) -> Tensor:
         """Evaluates the queries in place, and goes on in place if that is what helped."""
+        require(
+            not any(weight.parameter.is_meta for weight in directions.weights),
+            f"probing: the model cannot be probed as a stream ({trouble}), and not in place where processes have a part "
+            "of the layers each (trainer.strategy: split)",
+        )
         losses = InPlace(exact=True).losses(closure, directions, queries)  # raises too if the closure is to blame
         if losses.isfinite().all():
             self._fallback = InPlace()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, PretrainedConfig
 
@@ -193,8 +194,12 @@ class PromptedData(LightningDataModule):
 
     @property
     def _place(self) -> tuple[int, int]:
-        """Rank of this process, and how many there are."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """Which share of the examples is this process's, and how many there are."""
+        strategy = None if self.trainer is None else self.trainer.strategy
+        if not isinstance(strategy, ParallelStrategy):
+            return 0, 1
+        shares = strategy.distributed_sampler_kwargs
+        return shares["rank"], shares["num_replicas"]
 
     @property
     def _predict_split(self) -> str:

@@ -28,6 +28,9 @@ class SGD(Update):
             names ``bias`` and ``layernorm`` instead, which other architectures do not have.
         rounding: How the result is rounded where weights have 16 bits.
 
+    Attributes:
+        momentum: μ.
+
     Raises:
         UserError: If a number is out of its range or the rounding unknown.
     """
@@ -36,7 +39,7 @@ class SGD(Update):
         require(0.0 <= momentum < 1.0, f"momentum: must lie in [0, 1), not {momentum}")
         require(0.0 <= weight_decay < math.inf, f"weight_decay: must be at least 0, not {weight_decay}")
         require_one_of("update_rounding", rounding, get_args(Rounding))
-        self._momentum = momentum
+        self.momentum = momentum
         self._weight_decay = weight_decay
         self._rounding = rounding
         self._velocities: dict[str, Tensor] = {}
@@ -50,9 +53,9 @@ class SGD(Update):
         moved = set(directions.weights)
         for weight in weights:
             decay = self._weight_decay if weight.parameter.ndim > 1 else 0.0
-            if not (self._momentum or decay or weight in moved):
+            if not (self.momentum or decay or weight in moved):
                 continue
-            velocity = self._velocity(weight) if self._momentum else None
+            velocity = self._velocity(weight) if self.momentum else None
             flat = weight.flat
             for start, stop in directions.ranges(weight):
                 draw = mix(key, weight.key, start) if self._rounding == "stochastic" else None
@@ -62,7 +65,7 @@ class SGD(Update):
                             piece.mul_(1.0 - lr * decay)
                         directions.add_gradient(piece, weight, start, stop, descent)
                     else:
-                        v = velocity[start:stop].mul_(self._momentum)
+                        v = velocity[start:stop].mul_(self.momentum)
                         if decay:
                             v.add_(piece, alpha=decay)
                         directions.add_gradient(v, weight, start, stop, coefficients)

@@ -1,0 +1,102 @@
+"""Two real processes over gloo, each with a part of the layers, beside one with all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tasks.examples import records
+from tests.tasks.words import write
+from tests.test_strategies import start
+from zolit import AGZO, CurvZO, MeZO
+from zolit.errors import UserError
+from zolit.split import SplitRanks, layers_of, split
+
+STEPS = ("--trainer.max_steps=6", "--trainer.val_check_interval=3")
+
+
+def fitted(folder: Path, devices: int, *args: str) -> list[dict[str, Any]]:
+    """Fits, and returns what each process saved and, last, the checkpoint."""
+    strategy = ("--trainer.strategy=split",) if devices > 1 else ()
+    done = start(folder, devices, 16, *STEPS, *strategy, *args)
+    assert done.returncode == 0, done.stderr
+    saved = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+    (last,) = folder.rglob("last.ckpt")
+    return [*saved, torch.load(last, weights_only=False)]
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"), [("mezo", "bf16-true"), ("curvzo", "32-true"), ("per-example", "32-true")]
+)
+def test_weights_end_as_those_of_one_process(tmp_path: Path, method: str, precision: str) -> None:
+    options = (f"--config=configs/method/{method}.yaml", f"--trainer.precision={precision}")
+    first, second, checkpoint = fitted(tmp_path / "two", 2, *options)
+    alone, whole = fitted(tmp_path / "one", 1, *options)
+    assert first["strategy"] == "SplitStrategy"
+    assert first["losses"] == second["losses"] == alone["losses"]
+    layers = 0
+    for name, weight in alone["weights"].items():
+        here = [rank["weights"][name] for rank in (first, second) if not rank["weights"][name].is_meta]
+        layers += len(here) == 1
+        assert all(torch.equal(own, weight) for own in here), name
+        assert torch.equal(checkpoint["state_dict"][f"model.{name}"], whole["state_dict"][f"model.{name}"]), name
+    assert layers == sum(".layers." in name for name in alone["weights"])
+    assert first["weights"]["model.layers.2.mlp.up_proj.weight"].is_meta
+    assert second["weights"]["model.layers.0.mlp.up_proj.weight"].is_meta
+
+
+def test_a_run_goes_on_and_is_tested_with_the_best_weights(tmp_path: Path) -> None:
+    _, _, half = fitted(tmp_path / "half", 2)
+    (last,) = (tmp_path / "half").rglob("last.ckpt")
+    *_, resumed = fitted(tmp_path / "resumed", 2, "--trainer.max_steps=12", f"--ckpt_path={last}")
+    *_, through = fitted(tmp_path / "through", 1, "--trainer.max_steps=12")
+    for name, weight in through["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], weight), name
+    assert any(not torch.equal(weight, resumed["state_dict"][name]) for name, weight in half["state_dict"].items())
+
+
+@pytest.mark.parametrize("task", ["copa", "squad"])
+def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
+    """Without caches, whose lengths a process without the first layer would not know."""
+    file = write(tmp_path / "data.jsonl", records(task, 24))
+    options = [f"--config=configs/task/{task}.yaml", "--config=configs/tuning/lora.yaml"]
+    options += ["--model.tuning.targets=[q_proj,v_proj]"]
+    options += [f"--data.{split}_file={file}" for split in ("train", "validation")]
+    options += [f"--data.{split}_examples=24" for split in ("train", "validation")]
+    options += ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.precision=32-true"]
+    summaries = []
+    for devices in (1, 2):
+        fitted(tmp_path / str(devices), devices, *options)
+        (found,) = (tmp_path / str(devices)).rglob("summary.json")
+        summaries.append(json.loads(found.read_text()))
+    names = [f"{summaries[0]['metric']}_{when}" for when in ("before", "after")] + ["loss_before", "loss_after"]
+    assert [summaries[0][name] for name in names] == [summaries[1][name] for name in names]
+
+
+def test_methods_that_look_at_all_weights_are_refused() -> None:
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    for optimizer in (AGZO(model), MeZO(model, momentum=0.9)):
+        with pytest.raises(UserError, match=r"no process has all weights, and (AGZO|MeZO) looks at them"):
+            SplitRanks(optimizer)
+    SplitRanks(CurvZO(model))
+
+
+def test_models_that_cannot_be_split() -> None:
+    with pytest.raises(UserError, match=r"no list of layers"):
+        layers_of(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=r"4 processes cannot share out 3 layers"):
+        split(nn.ModuleList([nn.Linear(3, 3) for _ in range(3)]), 0, 4)
+
+    class Pair(nn.Module):
+        def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            return hidden, hidden
+
+    pairs = nn.ModuleList([Pair(), Pair()])
+    split(pairs, 0, 2)
+    with pytest.raises(UserError, match=r"layers that return activations as they take them"):
+        pairs[0](torch.ones(2))
