@@ -152,8 +152,8 @@ class Streamed(Prober):
         """Evaluates the queries in place, and goes on in place if that is what helped."""
         require(
             not any(weight.parameter.is_meta for weight in directions.weights),
-            f"probing: the model cannot be probed as a stream ({trouble}), and not in place where processes have a part "
-            "of the layers each (trainer.strategy: split)",
+            f"probing: the model cannot be probed as a stream ({trouble}), and with trainer.strategy `split`, where no "
+            "process has all layers, not in place either",
         )
         losses = InPlace(exact=True).losses(closure, directions, queries)  # raises too if the closure is to blame
         if losses.isfinite().all():
