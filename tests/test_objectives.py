@@ -140,6 +140,29 @@ def test_what_is_written_is_not_calibrated(tmp_path: Path) -> None:
         data.setup("validate")
 
 
+def test_directions_of_examples_with_words_of_several_tokens(zolit: Fit) -> None:
+    """Each word is a row; those of an example share its direction and its loss."""
+    words = '{"0": " it was bad", "1": " it was really great"}'
+    options = [f"--data.task.init_args.label_words={words}", "--data.batch_size=4", "--model.micro_batch_size=3"]
+    options += ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    cli = zolit("fit", "--config=configs/method/per-example.yaml", *options)
+    report = cli.model.zo.last_step
+    assert report is not None
+    assert len(report.coefficients) == 8
+    assert report.coefficients[::2] == report.coefficients[1::2]
+    assert len(set(report.coefficients)) == 4
+
+
+def test_directions_of_examples_that_write_are_refused(zolit: Fit, tmp_path: Path) -> None:
+    file = write(tmp_path / "data.jsonl", records("squad", 24))
+    options = [f"--data.{part}_file={file}" for part in ("train", "validation")]
+    options += ["--data.train_examples=24", "--data.validation_examples=24", "--model.objective=metric"]
+    options += ["--config=configs/method/per-example.yaml", "--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    options += ["--trainer.log_every_n_steps=1"]
+    with pytest.raises(UserError, match=r"directions for each example need as many rows"):
+        zolit("fit", "--model.name_or_path=zolit/quickstart/model", *options, config="configs/task/squad.yaml")
+
+
 @pytest.mark.parametrize("method", ["mezo", "dominant-layer"])
 @pytest.mark.parametrize("task", ["sst2", "squad", "copa"])
 def test_training_on_a_metric(zolit: Fit, tmp_path: Path, task: str, method: str) -> None:

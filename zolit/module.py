@@ -183,13 +183,16 @@ class ZerothOrderModule(LightningModule):
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # cut once: it reads lengths from the device
         zo = self.zo
+        rows = self._objective.rows(batch) if zo.individual else None
         require(
-            not zo.individual or self._objective.takes_a_row_for_each(batch),
-            "model.optimizer: directions for each example need one row an example, and this task has one for each of "
-            "several answers; take model.objective lm, or label words that are one token",
+            not zo.individual or rows is not None,
+            "model.optimizer: directions for each example need as many rows of a batch for one as for another, in one "
+            "forward, and this task's examples write their answers, or have different numbers; take model.objective lm",
         )
-        named = {"examples": batch.indices.tolist()} if zo.individual else {}
-        loss = optimizer.step(lambda: self._objective_of(parts, zo.copies), **named)
+        if rows is None:
+            loss = optimizer.step(lambda: self._objective_of(parts, zo.copies))
+        else:
+            loss = optimizer.step(lambda: self._objective_of(parts)[rows], examples=batch.indices[rows].tolist())
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
             scheduler.step()

@@ -64,9 +64,14 @@ class Objective:
             return self._short_of(self._judged(language, batch), batch)
         return self._of_answers(language.answer_scores(batch), batch)
 
-    def takes_a_row_for_each(self, batch: Batch) -> bool:
-        """Tells whether ``losses`` puts every example into one row of one forward."""
-        return isinstance(batch, PromptBatch) or self._as_language
+    def rows(self, batch: Batch) -> Tensor | None:
+        """Returns which example each row of the forward is of that ``losses`` makes, shape (rows,), int64.
+
+        None where it makes several forwards, or examples have different numbers of rows.
+        """
+        if isinstance(batch, PromptBatch) or self._as_language:
+            return torch.arange(len(batch.labels), device=batch.labels.device)
+        return None if self.written or len(batch.owners) != batch.most * len(batch.labels) else batch.owners
 
     def evaluate(self, language: LanguageModel, batch: Batch) -> Evaluated:
         """Returns losses and scores."""

@@ -143,7 +143,8 @@ class ZerothOrder(torch.optim.Optimizer):
                 ``copies``, makes a few forwards more before the first step, and directions for each example one more
                 when a weight is first perturbed; the report does not count them.
             examples: What the examples are called, where each has a direction of its own: example by example the same
-                in whatever order, batch or process they come. None names them by their places in the batch.
+                in whatever order, batch or process they come. Where an example takes several rows
+                of the batch, each row has its name and its loss. None names them by their places in the batch.
 
         Returns:
             The mean of the step's losses, over all ranks; the full story is in ``last_step``.

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import zolit
+from zolit.selection import BlockScores, Curvature, FixedBudget
 
 QUICKSTART = Path(__file__).parents[2] / "zolit" / "quickstart"
 FORWARDS = {"quickstart": 200, "quadratic": 300}
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--problem", choices=tuple(FORWARDS), help="one of them alone")
+    parser.add_argument("--only", default="", help="methods in whose names this stands")
     parser.add_argument("--rates", type=Path, help="csv whose rates are taken")
     parser.add_argument("--factor", type=float, default=1.0, help="times the rates of that csv")
     options = parser.parse_args()
@@ -154,7 +156,7 @@ def main() -> None:
             writer.writerow(COLUMNS)
         for problem in [options.problem] if options.problem else FORWARDS:
             for label in ENTRIES:
-                if (problem, label) in held:
+                if (problem, label) in held or options.only not in label:
                     continue
                 lr = known[problem, label] * options.factor if known else best_rate(problem, label)
                 for seed in SEEDS:
@@ -231,6 +233,18 @@ ENTRIES: dict[str, tuple[Callable[..., zolit.ZerothOrder], dict[str, Any]]] = {
     "CurvZO, published": (zolit.CurvZO, {"variant": "code"}),
     "CurvZO, uniform": (zolit.CurvZO, {"sampling": "uniform"}),
     "PerExample": (zolit.PerExample, {}),
+    "PerExample, rank 2": (zolit.PerExample, {"rank": 2}),
+    "PerExample, rank 4": (zolit.PerExample, {"rank": 4}),
+    "PerExample, plain": (zolit.PerExample, {"guided": False, "eps": 1e-3}),
+    "PerExample, plain, rank 4": (zolit.PerExample, {"guided": False, "eps": 1e-3, "rank": 4}),
+    "PerExample, half": (
+        lambda model, **options: zolit.PerExample(
+            model,
+            selection=Curvature(budget=FixedBudget(0.5), scores=BlockScores(rule="unbiased"), exploration=0.1),
+            **options,
+        ),
+        {},
+    ),
     "BSZO": (zolit.BSZO, {}),
     "BSZO-B": (zolit.BSZO, {"adaptive": True}),
     "AGZO": (zolit.AGZO, {}),

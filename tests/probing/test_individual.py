@@ -109,6 +109,43 @@ def test_equals_each_example_alone(kind: str, options: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", LAWS, ids=["plain", "rank 2", "guided"])
+def test_rows_of_one_name_are_one_example(options: dict[str, Any]) -> None:
+    model, losses = made("llama")
+    optimizer = PerExample(model, lr=0.0, eps=1e-2, **options)
+    choice = optimizer.selection.select(0)
+    directions = Directions(optimizer.blocks, choice, optimizer.perturbation, 0, 0, 0)
+    directions.rename([5, 5, 6, 6])
+    queries = torch.tensor([[0.1], [-0.1]], dtype=torch.float64)
+
+    def of_rows() -> Tensor:
+        return losses(IDS, FULL).view(2, 2).prod(1)[[0, 0, 1, 1]]
+
+    with torch.no_grad():
+        found = optimizer.prober.losses(of_rows, directions, queries)
+        for weight in directions.weights:
+            start, stop = directions.ranges(weight)[0]
+            first = directions.draw(0, weight, start, stop)[0].clone()
+            assert torch.equal(directions.draw(1, weight, start, stop)[0], first), weight.name
+        expected = torch.stack([both(directions, losses, c) for c in (0.1, -0.1)])
+    torch.testing.assert_close(found, expected.repeat_interleave(2, dim=1), rtol=1e-6, atol=1e-9)
+
+
+def both(directions: Directions, losses: Callable[[Tensor, Tensor], Tensor], c: float) -> Tensor:
+    """The product of the losses of two rows that see one direction, at weights that are written."""
+    answers = []
+    for index in (0, 2):
+        before = [weight.flat.clone() for weight in directions.weights]
+        for weight in directions.weights:
+            for start, stop in directions.ranges(weight):
+                u, factor = directions.draw(index, weight, start, stop)
+                weight.flat[start:stop].add_(u, alpha=c * factor)
+        answers.append(losses(IDS[index : index + 2], FULL[index : index + 2]).prod())
+        for weight, theta in zip(directions.weights, before, strict=True):
+            weight.flat.copy_(theta)
+    return torch.stack(answers)
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_padding_order_and_micro_batches_change_nothing(guided: bool) -> None:
     model, losses = made("llama")

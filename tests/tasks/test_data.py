@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import data_connector
 
@@ -108,13 +109,29 @@ def test_options_of_size(module: Build) -> None:
     assert sum(len(batch.labels) for batch in data.val_dataloader()) == 3
 
 
+class Share(DDPStrategy):
+    """What a process of several tells of its share."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        super().__init__()
+        self._share = {"rank": rank, "num_replicas": count}
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        return self._share
+
+
+def of_rank(rank: int, count: int) -> SimpleNamespace:
+    return SimpleNamespace(strategy=Share(rank, count), overfit_batches=0)
+
+
 def test_two_ranks_share_the_batches_of_one(module: Build) -> None:
     whole = module(batch_size=8)
     whole.setup("fit")
     shards = []
     for rank in range(2):
         shard = module(batch_size=4)
-        shard.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0)
+        shard.trainer = of_rank(rank, 2)
         shard.setup("fit")
         shards.append(shard.train_dataloader())
     for batch, first, second in zip(whole.train_dataloader(), *shards, strict=True):
@@ -192,10 +209,10 @@ def test_the_context_of_the_model_is_the_limit(module: Build, tmp_path: Path) ->
 
 def test_too_few_examples_for_the_processes(module: Build) -> None:
     data = module(batch_size=10, validation_examples=2)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=3, overfit_batches=0)
+    data.trainer = of_rank(0, 3)
     with pytest.raises(UserError, match="2 validation examples, fewer than the 3"):
         data.setup("validate")
-    data.trainer.world_size = 4
+    data.trainer = of_rank(0, 4)
     with pytest.raises(UserError, match="37 train examples, fewer than the 40"):
         data.setup("fit")
 

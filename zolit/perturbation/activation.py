@@ -51,7 +51,10 @@ class ActivationGuided(LowRank):
         if weight in self._looked_up or (known is not None and known.have(keys)):
             return
         assert inputs is not None
-        made = Mixtures(tuple(keys), self._mixed(weight, keys, inputs, places))
+        rows = self._mixed(weight, keys, inputs, places)
+        if len(set(keys)) < len(keys):  # several rows of one example have the first one's direction
+            keys, rows = tuple(dict.fromkeys(keys)), rows[[keys.index(key) for key in dict.fromkeys(keys)]]
+        made = Mixtures(tuple(keys), rows)
         self._mixtures[weight] = made if known is None else known.joined(made)
         self._last = None
 

@@ -23,7 +23,8 @@ class Individual(Prober):
     products. Forwards give a loss for every example, and so two of them a derivative along every direction.
 
     Examples must lie along the first dimension of whatever meets a perturbed weight, in the order of the losses; a
-    model may be called several times, for one micro-batch after another. Flattened with their tokens, example after
+    model may be called several times, for one micro-batch after another. Rows of one name are one example's: they see
+    one direction, and each has the example's loss. Flattened with their tokens, example after
     example, they are still told apart. Modules that flatten otherwise, route tokens or have weights meet what is not
     listed in ``zolit.probing.apart`` are refused. The first step that perturbs a weight checks, by one forward more,
     that no example's loss depends on another's direction, and that no weight is looked for elsewhere than in modules'
@@ -71,8 +72,9 @@ class Individual(Prober):
 
         Examples meet the first query and the last in turn, in one forward; their losses must be what they were.
         """
-        first, last = losses[0], losses[-1]
-        even = torch.arange(len(first), device=first.device) % 2 == 0
+        first, last, names = losses[0], losses[-1], probe.directions.names
+        order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        even = torch.tensor([order[name] % 2 == 0 for name in names], device=first.device)
         # float32, as a plain number times float32 is: what 16 bits are rounded to must not differ.
         ends = torch.tensor([queries[0], queries[-1]], dtype=torch.float32, device=first.device)
         mixed = probe.forward(closure, torch.where(even, ends[0], ends[1]))

@@ -13,10 +13,9 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, PretrainedConfig
 
 from zolit.errors import UserError
-from zolit.pretrained import fills_masks, load_tokenizer
+from zolit.pretrained import load_tokenizer
 from zolit.tasks.answers import EncodedAnswers
 from zolit.tasks.batch import Batch, EncodedPrompts
 from zolit.tasks.classification import Classification
@@ -134,7 +133,14 @@ class PromptedData(LightningDataModule):
         missing = [split for split in needed if split not in self._encoded]
         if missing:
             records = {split: self._read(split) for split in missing}
-            encoder = self._encoder()
+            encoder = Encoder.of_model(
+                self.task,
+                self.name_or_path,
+                self.trust_remote_code,
+                max_tokens=self.max_tokens,
+                cut=self.too_long == "cut",
+                demonstrated=self.demonstrations > 0,
+            )
             shown = ""
             if self.demonstrations:
                 shown = encoder.demonstrations(self._shown_records(records), self.demonstrations, self.seed)
@@ -270,31 +276,6 @@ class PromptedData(LightningDataModule):
             )
         return shown
 
-    def _encoder(self) -> Encoder:
-        tokenizer = load_tokenizer(self.name_or_path, self.trust_remote_code)
-        try:
-            config = AutoConfig.from_pretrained(self.name_or_path, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the configuration of {self.name_or_path}: {_one_line(error)}") from error
-        masked = fills_masks(config)
-        if masked and (self.task.as_language or self.demonstrations):
-            raise UserError(
-                f"{self.name_or_path} fills in masks, which answers a label word and no more: take a task with label"
-                " words, without --data.demonstrations, or a causal language model"
-            )
-        return Encoder(self.task, tokenizer, masked, self._token_limit(config), self.too_long == "cut")
-
-    def _token_limit(self, config: PretrainedConfig) -> int | None:
-        """The longest prompt in tokens; None where neither the user nor the model sets a limit."""
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and config.model_type == "roberta":
-            context -= 1 + (config.pad_token_id or 0)  # its positions are counted from there
-        if self.max_tokens is None or context is None:
-            return self.max_tokens or context
-        if self.max_tokens > context:
-            raise UserError(f"--data.max_tokens {self.max_tokens} is more than the model's context of {context} tokens")
-        return self.max_tokens
-
     def _check_sizes(self, splits: list[str]) -> None:
         _, world = self._place
         for split in splits:
@@ -304,7 +285,3 @@ class PromptedData(LightningDataModule):
                 what = f"one batch of {self.batch_size} on each of {world} processes" if split == "train" else ""
                 what = what or f"one for each of {world} processes"
                 raise UserError(f"there are {size} {split} examples, fewer than the {least} that {what} takes")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

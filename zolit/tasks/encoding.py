@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from zolit.errors import UserError
+from zolit.pretrained import fills_masks, load_tokenizer
 from zolit.tasks.answers import EncodedAnswers
 from zolit.tasks.batch import EncodedPrompts
 from zolit.tasks.prompts import continued
@@ -40,6 +41,49 @@ class Encoder:
     masked: bool
     limit: int | None
     cut: bool
+
+    @classmethod
+    def of_model(
+        cls,
+        task: Task,
+        name_or_path: str,
+        trust_remote_code: bool,
+        *,
+        max_tokens: int | None,
+        cut: bool,
+        demonstrated: bool,
+    ) -> Encoder:
+        """Makes the one for a model.
+
+        Args:
+            task: The task.
+            name_or_path: Folder or hub id of the model.
+            trust_remote_code: Run code that comes with it.
+            max_tokens: The longest prompt with its answer, in tokens; None for the model's context.
+            cut: Whether what is too long is cut.
+            demonstrated: Whether examples with their answers are to come before every prompt.
+
+        Raises:
+            UserError: If the model cannot be read, has a shorter context, or does not answer such questions.
+        """
+        tokenizer = load_tokenizer(name_or_path, trust_remote_code)
+        try:
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read the configuration of {name_or_path}: {reason}") from error
+        masked = fills_masks(config)
+        if masked and (task.as_language or demonstrated):
+            raise UserError(
+                f"{name_or_path} fills in masks, which answers a label word and no more: take a task with label"
+                " words, without --data.demonstrations, or a causal language model"
+            )
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and config.model_type == "roberta":
+            context -= 1 + (config.pad_token_id or 0)  # its positions are counted from there
+        if max_tokens is not None and context is not None and max_tokens > context:
+            raise UserError(f"--data.max_tokens {max_tokens} is more than the model's context of {context} tokens")
+        return cls(task, tokenizer, masked, max_tokens or context, cut)
 
     def demonstrations(self, records: Records, count: int, seed: int) -> str:
         """Returns so many records with their right answers as the text that comes before every prompt."""
