@@ -60,7 +60,7 @@ class SplitStrategy(ReplicatedStrategy):
             if owner == 0:
                 continue
             whole = own if rank == owner else torch.empty_like(own, device=self.root_device)
-            dist.broadcast(whole.contiguous().view(torch.uint8), owner)
+            dist.broadcast(whole.flatten().view(torch.uint8), owner)
             if rank == 0:
                 found[f"model.{name}"] = whole.cpu()
         return found

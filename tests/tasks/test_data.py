@@ -10,8 +10,8 @@ import datasets
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors import data_connector
 
 from tests.tasks.words import VOCABULARY, sentences, write
