@@ -1,7 +1,7 @@
 """Runs ``zolit`` with the arguments after a folder, and writes down what each rank saw: a script, not a test.
 
-Each rank saves ``rank<r>.pt`` in the folder: its weights, its losses, and the numels of what its training steps give
-to reductions and gatherings.
+Each rank saves ``rank<r>.pt`` in the folder: its weights, its losses, the numels of what its training steps give to
+reductions and gatherings, and how the best weights validate.
 """
 
 import sys
@@ -42,11 +42,14 @@ def main(folder: Path) -> None:
     cli = run(sys.argv[2:])
     assert cli.model.model is not None
     state = {
-        "weights": cli.model.model.state_dict(),
+        "weights": {name: tensor.clone() for name, tensor in cli.model.model.state_dict().items()},
         "losses": losses,
         "in_steps": in_steps,
         "strategy": type(cli.trainer.strategy).__name__,
     }
+    # Once more in the same process, with weights that are loaded into what is there.
+    (looked,) = cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path="best", verbose=False)
+    state["looked"] = looked
     torch.save(state, folder / f"rank{cli.trainer.global_rank}.pt")
 
 

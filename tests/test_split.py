@@ -39,6 +39,7 @@ def test_weights_end_as_those_of_one_process(tmp_path: Path, method: str, precis
     alone, whole = fitted(tmp_path / "one", 1, *options)
     assert first["strategy"] == "SplitStrategy"
     assert first["losses"] == second["losses"] == alone["losses"]
+    assert first["looked"] == second["looked"] == alone["looked"]
     layers = 0
     for name, weight in alone["weights"].items():
         here = [rank["weights"][name] for rank in (first, second) if not rank["weights"][name].is_meta]
