@@ -92,16 +92,17 @@ class _Runner:
 
     Attributes:
         transient_bytes: The most that tensors held in a step beyond the workload's own.
-        parts: Seconds of noise and of arithmetic in that step.
-        forward_passes: How often it evaluated the batch.
-        reduced_bytes: What it gave to all-reduces.
+        parts: Seconds of noise and of arithmetic in another step, that of one of two processes.
+        forward_passes: How often that evaluated the batch.
+        reduced_bytes: What it would have sent.
     """
 
     def __init__(self, entrant: Entrant, workload: Workload) -> None:
         self.entrant = entrant
         self._workload = workload
         self.forward_passes = self.reduced_bytes = 0
-        self.transient_bytes = peak_bytes(workload.device, self._start, self._inspect)
+        self.transient_bytes = peak_bytes(workload.device, self._start, self.step)
+        self._inspect()
 
     def _start(self) -> None:
         self._stepper = self.entrant.make()

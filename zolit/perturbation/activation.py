@@ -67,12 +67,11 @@ class ActivationGuided(LowRank):
         if places is not None and places.shape == inputs.shape[:2]:
             at = places.unsqueeze(1)
             shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
-        wide = torch.promote_types(inputs.dtype, torch.float32)
-        lengths = torch.linalg.vector_norm(inputs, dim=2, dtype=wide)
+        # In float16 lengths might be infinite, and the shares of activations that are large nothing.
+        rows = inputs.float() if inputs.dtype == torch.float16 else inputs
+        lengths = torch.linalg.vector_norm(rows, dim=2).to(torch.promote_types(rows.dtype, torch.float32))
         shares = shares / lengths.clamp_(min=_SMALLEST).unsqueeze(1)
-        # The shares of activations that are large would be nothing in float16.
-        rows = inputs.to(wide) if inputs.dtype == torch.float16 else inputs
-        mixture: Tensor = (shares.to(rows.dtype) @ rows).to(wide)
+        mixture: Tensor = (shares.to(rows.dtype) @ rows).to(lengths.dtype)
         mixture.mul_(width**0.5 / torch.linalg.vector_norm(mixture, dim=2, keepdim=True).clamp_(min=_SMALLEST))
         return mixture.to(weight.parameter.dtype)
 

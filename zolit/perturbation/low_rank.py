@@ -40,7 +40,7 @@ class LowRank(Perturbation):
     def __init__(self, rank: int = 1) -> None:
         require(rank >= 1, f"rank: a direction needs at least rank 1, not {rank}")
         self.rank = rank
-        self._pools = Pools()
+        self._pools = Pools(wide=False)
         self._scratch = Scratch()
         self._last: tuple[Weight, tuple[int, ...]] | None = None
         self._cuts: dict[tuple[Weight, tuple[int, ...]], Cut] = {}

@@ -91,10 +91,12 @@ class Pools:
 
     Args:
         chunks: Size of a pool in chunks.
+        wide: Whether the numbers are kept in float32 too where weights have 16 bits.
     """
 
-    def __init__(self, chunks: int = 2) -> None:
+    def __init__(self, chunks: int = 2, wide: bool = True) -> None:
         self._chunks = chunks
+        self._wide = wide
         self._key = 0
         self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
 
@@ -108,7 +110,7 @@ class Pools:
         kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
         pool = self._pools.get(kind)
         if pool is None:
-            pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind)
+            pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind, self._wide)
         if pool.key != self._key:
             pool.refill(self._key)
         return pool
@@ -125,32 +127,34 @@ class Pool:
         numel: How many; on a CPU a multiple of 2^19.
         device: Where.
         dtype: What the weights' type is.
+        wide: Whether the numbers are kept in float32 too where that has 16 bits.
 
     Attributes:
         key: What they were drawn for.
-        wide: The numbers in float32.
-        narrow: The same numbers in 16 bits, where the type is of 16 bits; else ``wide`` itself.
+        narrow: The numbers in the type's 16 bits, or else in float32.
+        wide: The same numbers in float32; where these are not kept, ``narrow`` itself.
     """
 
-    def __init__(self, numel: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, numel: int, device: torch.device, dtype: torch.dtype, wide: bool = True) -> None:
         self.key = -1
-        self.wide = torch.empty(numel, dtype=torch.float32, device=device)
-        self.narrow = torch.empty(numel, dtype=dtype, device=device) if dtype.itemsize == 2 else self.wide
+        self.narrow = torch.empty(numel, dtype=dtype if dtype.itemsize == 2 else torch.float32, device=device)
+        self.wide = self.narrow if self.narrow.dtype == torch.float32 or not wide else self.narrow.float()
         self._generators = Generators()
         self._sums: list[float] = []
 
     def refill(self, key: int) -> None:
         """Draws all numbers anew."""
         self.key = key
-        if self.wide.device.type == "cpu":
-            for index, part in enumerate(torch.chunk(self.wide, self.wide.numel() // CHUNK)):
+        drawn = self.wide if self.wide.dtype == torch.float32 else torch.empty_like(self.narrow, dtype=torch.float32)
+        if drawn.device.type == "cpu":
+            for index, part in enumerate(torch.chunk(drawn, drawn.numel() // CHUNK)):
                 bits = torch.empty(CHUNK, dtype=torch.int32)
                 box_muller(hashed(mix(key, index), bits, part.view(torch.int32)), part)
         else:
-            self.wide.normal_(generator=self._generators.seeded(key, self.wide.device))
-        self.wide.mul_(self.wide.square().mean().rsqrt())
-        if self.narrow is not self.wide:
-            self.wide.copy_(self.narrow.copy_(self.wide))
+            drawn.normal_(generator=self._generators.seeded(key, drawn.device))
+        drawn.mul_(drawn.square().mean().rsqrt())
+        if self.narrow is not drawn:
+            drawn.copy_(self.narrow.copy_(drawn))
         self._sums = []
 
     def energy(self, start: int, stop: int) -> float:
