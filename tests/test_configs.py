@@ -15,7 +15,6 @@ import zolit
 from tests.conftest import ROOT, Fit
 from tests.tasks.examples import MAKERS, records
 from tests.tasks.words import write
-from zolit.errors import UserError
 from zolit.methods import __all__ as zolit_methods
 
 CONFIGS = ROOT / "configs"
@@ -113,7 +112,7 @@ def test_the_best_checkpoint_is_best_at_the_tasks_first_metric(zolit: Fit, tmp_p
     assert figures["best_f1"] == figures["f1_after"] == float(cli.trainer.callback_metrics["val/f1"])
 
 
-def test_directions_for_each_example_need_one_row_of_each(zolit: Fit, tmp_path: Path) -> None:
+def test_directions_for_each_example_go_with_words_of_several_tokens(zolit: Fit, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", records("cb", 16))
     options = [
         "--config=configs/task/cb.yaml",
@@ -122,9 +121,11 @@ def test_directions_for_each_example_need_one_row_of_each(zolit: Fit, tmp_path: 
     ]
     options += ["--data.train_examples=16", "--data.batch_size=4", "--trainer.log_every_n_steps=1"]
     options += [f"--data.validation_file={train}", "--data.validation_examples=16"]
-    with pytest.raises(UserError, match=r"need one row an example.*model.objective lm"):
-        zolit("fit", *options, *TWO_STEPS)
-    assert zolit("fit", *options, *TWO_STEPS, "--model.objective=lm").trainer.global_step == 2
+    for objective in ("task", "lm"):
+        cli = zolit("fit", *options, *TWO_STEPS, f"--model.objective={objective}")
+        report = cli.model.zo.last_step
+        assert report is not None
+        assert len(report.coefficients) == (12 if objective == "task" else 4)  # three words of several tokens
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

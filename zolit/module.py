@@ -88,6 +88,7 @@ class ZerothOrderModule(LightningModule):
         self._micro_batch_size = micro_batch_size
         self._attn_implementation = attn_implementation
         self._trust_remote_code = trust_remote_code
+        self._split = False
         self._set_task(Classification())
         self._signals = ExitStack()
 
@@ -107,8 +108,9 @@ class ZerothOrderModule(LightningModule):
             f"trainer.strategy: {type(strategy).__name__} is not supported; take replicated or, for a "
             "model larger than one device, split",
         )
+        self._split = isinstance(strategy, SplitStrategy)
         require(
-            not (isinstance(strategy, SplitStrategy) and self._tuning.prefix),
+            not (self._split and self._tuning.prefix),
             "model.tuning: a prefix does not go with trainer.strategy `split`; take LoRA",
         )
         if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy) and stage == "fit":
@@ -142,7 +144,7 @@ class ZerothOrderModule(LightningModule):
             )
             self._language = LanguageModel(loaded, self._tuning)
             # A cache does not know how much it holds of layers that another process has.
-            self._language.caches = not isinstance(self.trainer.strategy, SplitStrategy)
+            self._language.caches = not self._split
             self.model = self._language.model
 
     @override
@@ -154,7 +156,7 @@ class ZerothOrderModule(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
-        if isinstance(self.trainer.strategy, SplitStrategy):
+        if self._split:
             optimizer.ranks = SplitRanks(optimizer)
         elif self.trainer.world_size > 1:
             optimizer.ranks = ProcessRanks()

@@ -29,23 +29,33 @@ def main(file: Path, image: Path, *tunings: str) -> None:
     """Draws a line for each run."""
     with file.open(newline="", encoding="utf-8") as lines:
         found = list(csv.DictReader(lines))
+    both = len(tunings) > 1
+    if both:  # what has been tuned in both ways, as far as that went
+        found = [row for row in found if row["method"] in ("MeZO", "CurvZO", "AdamW") and int(row["forwards"]) <= 400]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     names = ("tuning", "method", "lr", "decay", "options")
     for drawn, (label, color) in LABELS.items():
         own = [row for row in found if tuple(row[name] for name in names) == drawn and drawn[0] in tunings]
+        own = [] if both and "q = 4" in label else own
         for number, seed in enumerate(dict.fromkeys(row["seed"] for row in own)):
-            run = [row for row in own if row["seed"] == seed]
+            run = longest([row for row in own if row["seed"] == seed])
             for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
                 x, y = [int(row["forwards"]) for row in run], [float(row[name]) for row in run]
-                style = "--" if drawn[0] == "full" and len(tunings) > 1 else "-"
+                style = "--" if drawn[0] == "full" and both else "-"
                 axis.plot(x, y, style, color=color, label=None if number else label)
                 axis.set_title(f"held-out {name}")
                 axis.set_xlabel("forward passes")
-    axes[0].set_ylim(0.28, 0.7)
-    axes[1].set_ylim(0.6, 0.92)
-    axes[1].legend(fontsize=8)
+    axes[0].set_ylim(0.28, 1.1 if both else 0.7)
+    axes[1].set_ylim(0.5 if both else 0.6, 0.92)
+    axes[0 if both else 1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(image, dpi=80)
+
+
+def longest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns the longest of runs that stand one after another."""
+    begins = [place for place, row in enumerate(rows) if row["forwards"] == "0"]
+    return max((rows[begin:end] for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True)), key=len)
 
 
 if __name__ == "__main__":
