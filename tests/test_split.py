@@ -15,7 +15,7 @@ from tests.tasks.words import write
 from tests.test_strategies import start
 from zolit import AGZO, CurvZO, MeZO
 from zolit.errors import UserError
-from zolit.split import SplitRanks, layers_of, split
+from zolit.split import SplitRanks, split
 
 STEPS = ("--trainer.max_steps=6", "--trainer.val_check_interval=3")
 
@@ -81,15 +81,15 @@ def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
 
 def test_methods_that_look_at_all_weights_are_refused() -> None:
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-    for optimizer in (AGZO(model), MeZO(model, momentum=0.9)):
-        with pytest.raises(UserError, match=r"no process has all weights, and (AGZO|MeZO) looks at them"):
+    for optimizer, room in ((AGZO(model), "ActivationSubspace"), (MeZO(model, momentum=0.9), "SGD")):
+        with pytest.raises(UserError, match=rf"no process has all weights, and {room} may look at them"):
             SplitRanks(optimizer)
     SplitRanks(CurvZO(model))
 
 
 def test_models_that_cannot_be_split() -> None:
     with pytest.raises(UserError, match=r"no list of layers"):
-        layers_of(nn.Linear(3, 3))
+        split(nn.Linear(3, 3), 0, 2)
     with pytest.raises(UserError, match=r"4 processes cannot share out 3 layers"):
         split(nn.ModuleList([nn.Linear(3, 3) for _ in range(3)]), 0, 4)
 
@@ -101,3 +101,20 @@ def test_models_that_cannot_be_split() -> None:
     split(pairs, 0, 2)
     with pytest.raises(UserError, match=r"layers that return activations as they take them"):
         pairs[0](torch.ones(2))
+
+
+def test_a_model_is_split_once() -> None:
+    layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+    owners = split(layers, 1, 2)
+    forwards = [layer.forward for layer in layers]
+    assert split(layers, 1, 2) == owners
+    assert [layer.forward for layer in layers] == forwards
+    assert [weight.is_meta for weight in layers.parameters()] == [owner == 0 for owner in owners.values()]
+
+
+def test_a_split_model_is_not_probed_in_place() -> None:
+    layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(4)])  # the first is not the last of its process
+    split(layers, 0, 2)
+    optimizer = MeZO(layers)
+    with pytest.raises(UserError, match=r"as a stream \(its loss is not finite\), and with trainer.strategy `split`"):
+        optimizer.step(lambda: layers[0](torch.full((1, 3), torch.nan)).mean())

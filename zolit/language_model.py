@@ -21,20 +21,20 @@ class LanguageModel:
     Args:
         loaded: The model as it was loaded.
         tuning: Which of its weights are tuned.
+        caches: Whether keys and values may be kept from one forward to the next.
 
     Attributes:
         model: The model with what the tuning adds.
-        caches: Whether keys and values may be kept from one forward to the next; they may unless somebody says so.
     """
 
-    def __init__(self, loaded: PreTrainedModel, tuning: Tuning) -> None:
+    def __init__(self, loaded: PreTrainedModel, tuning: Tuning, caches: bool = True) -> None:
         self._masked = fills_masks(loaded.config)
         options = inspect.signature(loaded.forward).parameters
         self._takes_positions = "position_ids" in options and not self._masked
         self._cache = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
-        self.caches = True
+        self._caches = caches
         self._prefix = tuning.prefix
-        head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # of transformers
+        head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
         head.register_forward_pre_hook(_in_a_row)
         self.model: nn.Module = tuning.prepare(loaded)
 
@@ -59,7 +59,7 @@ class LanguageModel:
         """
         whole = torch.cat([batch.prompt_mask[batch.owners], batch.answer_mask], dim=1)
         length = batch.answer_ids.shape[1]
-        if share_prompts and self.caches and not self._prefix and len(batch.owners) > len(batch.labels):
+        if share_prompts and self._caches and not self._prefix and len(batch.owners) > len(batch.labels):
             logits = self._after_shared_prompts(batch, whole)
         else:
             ids = torch.cat([batch.prompt_ids[batch.owners], batch.answer_ids], dim=1)
@@ -89,7 +89,7 @@ class LanguageModel:
             input_ids=ids,
             attention_mask=mask,
             **options,
-            use_cache=self.caches,
+            use_cache=self._caches,
             do_sample=False,
             max_new_tokens=new_tokens,
             eos_token_id=[token for token in (end, _newline(tokenizer)) if token is not None],

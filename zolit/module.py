@@ -142,9 +142,8 @@ class ZerothOrderModule(LightningModule):
                 attn_implementation=self._attn_implementation,
                 trust_remote_code=self._trust_remote_code,
             )
-            self._language = LanguageModel(loaded, self._tuning)
             # A cache does not know how much it holds of layers that another process has.
-            self._language.caches = not self._split
+            self._language = LanguageModel(loaded, self._tuning, caches=not self._split)
             self.model = self._language.model
 
     @override

@@ -132,7 +132,7 @@ class ZerothOrder(torch.optim.Optimizer):
         return self.prober.copies
 
     @torch.no_grad()
-    def step(self, closure: Closure, examples: Sequence[int] | None = None) -> float:  # type: ignore[override]
+    def step(self, closure: Closure, examples: Sequence[int] | None = None) -> float:  # type: ignore[override]  # torch's may do without
         """Makes one step.
 
         A step with a loss that is NaN or infinite leaves the weights and the selection's knowledge alone.

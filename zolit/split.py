@@ -18,16 +18,11 @@ from typing_extensions import override
 
 from zolit.blocks import Weight
 from zolit.errors import require
+from zolit.layers import stack_of
+from zolit.mixing import check_split
 from zolit.optimizer import ZerothOrder
-from zolit.perturbation import ActivationGuided, Gaussian, GaussianPool, LowRank, Rademacher
-from zolit.probing import Individual, Streamed
 from zolit.ranks import Ranks
-from zolit.selection import Everything
-from zolit.selection.sampling import BlockSampling
 from zolit.strategies import ReplicatedStrategy
-from zolit.updates import SGD
-
-_PERTURBATIONS = (Gaussian, GaussianPool, Rademacher, LowRank, ActivationGuided)  # and not what derives from them
 
 
 class SplitStrategy(ReplicatedStrategy):
@@ -45,10 +40,9 @@ class SplitStrategy(ReplicatedStrategy):
     @override
     def model_to_device(self) -> None:
         module: Any = self.lightning_module
-        if not hasattr(module, "_ddp_params_and_buffers_to_ignore"):  # not split yet, by an earlier stage of a run
-            self._owners = split(module.model, dist.get_rank(), dist.get_world_size())
-            # DDP's name for what is not the same everywhere.
-            module._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._owners]
+        self._owners = split(module.model, dist.get_rank(), dist.get_world_size())
+        # DDP's name for what is not the same everywhere.
+        module._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in self._owners]
         super().model_to_device()
 
     @override
@@ -87,18 +81,10 @@ class SplitRanks(Ranks):
     split = True
 
     def __init__(self, optimizer: ZerothOrder) -> None:
-        update = optimizer.update
-        require(
-            isinstance(optimizer.selection, Everything | BlockSampling)
-            and type(optimizer.perturbation) in _PERTURBATIONS
-            and isinstance(optimizer.prober, Streamed | Individual)
-            and type(update) is SGD
-            and not update.momentum,
-            f"trainer.strategy: with `split` no process has all weights, and {type(optimizer).__name__} looks at them "
-            "or keeps something of each; take MeZO, CurvZO, BSZO, FZOO or PerExample, without momentum",
-        )
-        model: nn.Module = optimizer.model
-        self._shared = {id(p) for p in model.parameters()} - {id(p) for p in layers_of(model).parameters()}
+        check_split(optimizer.selection, optimizer.perturbation, optimizer.prober, optimizer.update)
+        _, layers = stack_of(optimizer.model)
+        own = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        self._shared = {id(parameter) for parameter in optimizer.model.parameters()} - own
 
     @override
     def mean(self, own: Tensor) -> Tensor:
@@ -123,18 +109,12 @@ class SplitRanks(Ranks):
         return own
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """Returns the model's list of layers: of its lists of modules the one with the most weights."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    require(bool(lists), "trainer.strategy: the model has no list of layers that processes could share out")
-    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
-
-
 def split(model: nn.Module, rank: int, size: int) -> dict[str, int]:
     """Takes the layers of other processes away, and has activations come from those.
 
     Args:
-        model: The whole model. Weights of other processes' layers keep their shapes, and lose their values.
+        model: The whole model, or one that was split in this way before, which stays as it is. Weights of other
+            processes' layers keep their shapes, and lose their values.
         rank: Of this process.
         size: How many processes there are.
 
@@ -142,19 +122,22 @@ def split(model: nn.Module, rank: int, size: int) -> dict[str, int]:
         Which process has each tensor of the layers, by name.
 
     Raises:
-        UserError: If there are fewer layers than processes.
+        UserError: If the model has no list of layers, or fewer layers than there are processes.
     """
-    layers = layers_of(model)
+    prefix, layers = stack_of(model)
+    require(bool(layers), "trainer.strategy: the model has no list of layers that processes could share out")
     require(len(layers) >= size, f"trainer.devices: {size} processes cannot share out {len(layers)} layers")
     owners: dict[str, int] = {}
-    (prefix,) = (name for name, module in model.named_modules() if module is layers)
+    whole = not any(parameter.is_meta for parameter in model.parameters())
     for index, layer in enumerate(layers):
         owner = index * size // len(layers)
         ends = index + 1 == len(layers) or (index + 1) * size // len(layers) != owner
         owners |= dict.fromkeys((f"{prefix}.{index}.{name}" for name in layer.state_dict()), owner)
+        if not whole:
+            continue
         if owner != rank:
             layer.to("meta")
-            layer._apply = _left_alone(layer)  # type: ignore[method-assign]  # whatever is moved or cast later
+            layer._apply = _left_alone(layer)  # type: ignore[method-assign]  # so that it is not moved or cast
         layer.forward = _handed_on(layer.forward, owner, owner == rank, ends)
     return owners
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from reviews import Reviews
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -52,8 +53,6 @@ def main() -> None:
     dtype = torch.float32 if first_order else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
     if options.lora:
-        from peft import LoraConfig, get_peft_model  # noqa: PLC0415
-
         torch.manual_seed(options.seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], bias="none")
         model = get_peft_model(model, config).eval()

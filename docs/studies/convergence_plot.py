@@ -31,12 +31,13 @@ def main(file: Path, image: Path, *tunings: str) -> None:
         found = list(csv.DictReader(lines))
     both = len(tunings) > 1
     if both:  # what has been tuned in both ways, as far as that went
-        found = [row for row in found if row["method"] in ("MeZO", "CurvZO", "AdamW") and int(row["forwards"]) <= 400]
+        kept = ("MeZO", "CurvZO", "AdamW")
+        found = [row for row in found if row["method"] in kept and "directions" not in row["options"]]
+        found = [row for row in found if int(row["forwards"]) <= 400]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     names = ("tuning", "method", "lr", "decay", "options")
     for drawn, (label, color) in LABELS.items():
         own = [row for row in found if tuple(row[name] for name in names) == drawn and drawn[0] in tunings]
-        own = [] if both and "q = 4" in label else own
         for number, seed in enumerate(dict.fromkeys(row["seed"] for row in own)):
             run = longest([row for row in own if row["seed"] == seed])
             for axis, name in zip(axes, ("loss", "accuracy"), strict=True):

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--problem", choices=tuple(FORWARDS), help="one of them alone")
     parser.add_argument("--only", default="", help="methods in whose names this stands")
-    parser.add_argument("--rates", type=Path, help="csv whose rates are taken")
+    parser.add_argument("--rates", type=Path, help="csv whose methods and rates are taken")
     parser.add_argument("--factor", type=float, default=1.0, help="times the rates of that csv")
     options = parser.parse_args()
     if options.plot:
@@ -156,7 +156,7 @@ def main() -> None:
             writer.writerow(COLUMNS)
         for problem in [options.problem] if options.problem else FORWARDS:
             for label in ENTRIES:
-                if (problem, label) in held or options.only not in label:
+                if (problem, label) in held or options.only not in label or (known and (problem, label) not in known):
                     continue
                 lr = known[problem, label] * options.factor if known else best_rate(problem, label)
                 for seed in SEEDS:

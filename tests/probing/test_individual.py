@@ -76,18 +76,16 @@ IDS = torch.arange(20).view(4, 5) * 7 % 23
 FULL = torch.ones_like(IDS)
 
 
-def alone(
-    optimizer: PerExample, directions: Directions, losses: Callable[[Tensor, Tensor], Tensor], c: float
-) -> Tensor:
-    """Each example's loss by itself, at weights that are written from directions that are stored."""
+def alone(directions: Directions, losses: Callable[[Tensor, Tensor], Tensor], c: float, rows: int = 1) -> Tensor:
+    """The product of each example's rows' losses by itself, at weights that are written from stored directions."""
     answers = []
-    for index in range(len(IDS)):
+    for index in range(0, len(IDS), rows):
         before = [weight.flat.clone() for weight in directions.weights]
         for weight in directions.weights:
             for start, stop in directions.ranges(weight):
                 u, factor = directions.draw(index, weight, start, stop)
                 weight.flat[start:stop].add_(u, alpha=c * factor)
-        answers.append(losses(IDS[index : index + 1], FULL[index : index + 1])[0])
+        answers.append(losses(IDS[index : index + rows], FULL[index : index + rows]).prod())
         for weight, theta in zip(directions.weights, before, strict=True):
             weight.flat.copy_(theta)
     return torch.stack(answers)
@@ -104,7 +102,7 @@ def test_equals_each_example_alone(kind: str, options: dict[str, Any]) -> None:
     queries = torch.tensor([[0.1], [-0.1]], dtype=torch.float64)
     with torch.no_grad():
         found = optimizer.prober.losses(lambda: losses(IDS, FULL), directions, queries)
-        expected = torch.stack([alone(optimizer, directions, losses, c) for c in (0.1, -0.1)])
+        expected = torch.stack([alone(directions, losses, c) for c in (0.1, -0.1)])
     assert float((found[0] - found[1]).abs().min()) > 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
@@ -127,23 +125,8 @@ def test_rows_of_one_name_are_one_example(options: dict[str, Any]) -> None:
             start, stop = directions.ranges(weight)[0]
             first = directions.draw(0, weight, start, stop)[0].clone()
             assert torch.equal(directions.draw(1, weight, start, stop)[0], first), weight.name
-        expected = torch.stack([both(directions, losses, c) for c in (0.1, -0.1)])
+        expected = torch.stack([alone(directions, losses, c, rows=2) for c in (0.1, -0.1)])
     torch.testing.assert_close(found, expected.repeat_interleave(2, dim=1), rtol=1e-6, atol=1e-9)
-
-
-def both(directions: Directions, losses: Callable[[Tensor, Tensor], Tensor], c: float) -> Tensor:
-    """The product of the losses of two rows that see one direction, at weights that are written."""
-    answers = []
-    for index in (0, 2):
-        before = [weight.flat.clone() for weight in directions.weights]
-        for weight in directions.weights:
-            for start, stop in directions.ranges(weight):
-                u, factor = directions.draw(index, weight, start, stop)
-                weight.flat[start:stop].add_(u, alpha=c * factor)
-        answers.append(losses(IDS[index : index + 2], FULL[index : index + 2]).prod())
-        for weight, theta in zip(directions.weights, before, strict=True):
-            weight.flat.copy_(theta)
-    return torch.stack(answers)
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -85,7 +85,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return made
 
 
-def batch_of(folder: str, name: str, tmp_path: Path, max_tokens: int | None = None) -> PromptBatch | AnswerBatch:
+def batch_of(
+    folder: str, name: str, tmp_path: Path, max_tokens: int | None = None, calibrated: bool = False
+) -> PromptBatch | AnswerBatch:
     file = write(tmp_path / "rows.jsonl", records(name, 6))
     data = PromptedData(
         name_or_path=folder,
@@ -94,6 +96,7 @@ def batch_of(folder: str, name: str, tmp_path: Path, max_tokens: int | None = No
         eval_batch_size=6,
         max_tokens=max_tokens,
         too_long="cut",
+        calibrated=calibrated,
     )
     data.setup("validate")
     batch: PromptBatch | AnswerBatch = data._encoded["validation"][list(range(6))]
@@ -197,11 +200,13 @@ def test_masks_are_where_the_answer_is(tmp_path: Path, name: str) -> None:
     tokenizer = byte_level("<s>", "</s>")
     tokenizer.save_pretrained(tmp_path)
     RobertaConfig(architectures=["RobertaForMaskedLM"], max_position_embeddings=400).save_pretrained(tmp_path)
-    batch = batch_of(str(tmp_path), name, tmp_path)
+    batch = batch_of(str(tmp_path), name, tmp_path, calibrated=True)
     assert isinstance(batch, PromptBatch)
     words = {"sst2": ["Ġterrible", "Ġgreat"], "cb": ["ĠYes", "ĠNo", "ĠMaybe"]}.get(name, ["ĠYes", "ĠNo"])
     assert tokenizer.convert_ids_to_tokens(batch.candidates.tolist()) == words
-    for index, place in enumerate(batch.answers_at.tolist()):
-        row = batch.input_ids[index]
-        assert (row == tokenizer.mask_token_id).nonzero().tolist() == [[len(row) + place]]
-        assert int(row[-1]) == tokenizer.eos_token_id
+    assert batch.bare is not None
+    assert batch.bare.input_ids.shape[1] < batch.input_ids.shape[1]
+    for asked in (batch, batch.bare):
+        for row, place in zip(asked.input_ids, asked.answers_at.tolist(), strict=True):
+            assert (row == tokenizer.mask_token_id).nonzero().tolist() == [[len(row) + place]]
+            assert int(row[-1]) == tokenizer.eos_token_id

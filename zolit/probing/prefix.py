@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from zolit.blocks import Weight
+from zolit.layers import stack_of
 from zolit.probing.views import Places
 
 
@@ -33,9 +34,8 @@ class Prefix:
     """
 
     def __init__(self, model: nn.Module, places: Places) -> None:
-        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-        largest = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
-        self._layers: list[nn.Module] = list(largest) if len(set(largest)) == len(largest) else []
+        _, layers = stack_of(model)
+        self._layers = layers if 1 < len(layers) == len(set(layers)) else []
         self._proven: dict[int, bool] = {}
         self._places = places
         self._first_use: dict[Weight, int] = dict.fromkeys(places, 0)

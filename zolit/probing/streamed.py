@@ -54,7 +54,7 @@ class Streamed(Prober):
         self._scratch: dict[torch.dtype, Scratch] = {}
 
     @property
-    def copies(self) -> int:  # type: ignore[override]
+    def copies(self) -> int:  # type: ignore[override]  # a plain attribute elsewhere
         """How often the closure is to repeat its batch; asking says that it does."""
         self._asked = True
         return self._copies

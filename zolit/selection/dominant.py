@@ -14,6 +14,7 @@ from zolit.choice import Choice
 from zolit.closure import Look
 from zolit.directions import Directions
 from zolit.errors import require
+from zolit.layers import stack_of
 from zolit.report import SelectionReport
 from zolit.selection.base import Selection
 from zolit.selection.everything import Everything
@@ -60,7 +61,8 @@ class OneLayer(Selection):
     def prepare(self, look: Look) -> None:
         """Looks for the layer before the first step; see the base class."""
         if not self._places:
-            name, layers = _stack(look.model)
+            name, layers = stack_of(look.model)
+            require(bool(layers), "selection: the model has no nn.ModuleList of layers, of which one could be dominant")
             layer = self._found(look, layers) if self._layer is None else self._layer
             self._take(f"{name}.{layer}.", layer)
         self._within.prepare(look)
@@ -149,18 +151,6 @@ class OneLayer(Selection):
         if state["layer"] is not None:
             self._take(state["prefix"], state["layer"])
             self._within.load_state_dict(state["within"])
-
-
-def _stack(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
-    """Returns the largest list of modules and its name.
-
-    Raises:
-        UserError: If there is none.
-    """
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    require(bool(stacks), "selection: the model has no nn.ModuleList of layers, of which one could be dominant")
-    name, stack = max(stacks, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
-    return name, list(stack)
 
 
 def _first_massive(sizes: Tensor, magnitude: float, ratio: float) -> int:
