@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.tiny import DEVICE
 from zolit.cli import ZolitCLI, run
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,11 @@ def zolit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fit:
     return call
 
 
-QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
+QUIET = (
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    f"--trainer.accelerator={DEVICE.type}",
+)
 
 
 def summary(folder: Path) -> dict[str, Any]:

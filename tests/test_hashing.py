@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from zolit.hashing import mix, name_key, uniform
+from zolit.hashing import mix, mix_each, name_key, uniform
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ from zolit.hashing import mix, name_key, uniform
 def test_golden(made: float, value: float) -> None:
     """Resumed runs and replayed steps hang on these values: they must never change."""
     assert made == value
+
+
+def test_many_at_once_are_the_same() -> None:
+    parts, keys = [0, 1, (1 << 64) - 1], [mix(5), mix(-1), 0, (1 << 64) - 1]
+    found = mix_each([[part] for part in parts], np.array(keys, dtype=np.uint64))
+    assert found.tolist() == [[mix(part, onto=key) for key in keys] for part in parts]
 
 
 def test_mix_depends_on_every_part_and_on_their_order() -> None:

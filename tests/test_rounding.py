@@ -11,7 +11,7 @@ COUNT = 1 << 18
 def rounded(value: float, dtype: torch.dtype, key: int | None, count: int = COUNT) -> torch.Tensor:
     """``count`` zeros of a 16-bit type, each moved to ``value`` by float32 arithmetic and rounded back."""
     piece = torch.zeros(count, dtype=dtype)
-    with Widener().widened(piece, key) as wide:
+    with Widener().widened([piece], key) as (wide,):
         wide.fill_(value)
     return piece
 
@@ -66,7 +66,7 @@ def test_numbers_of_the_type_are_never_moved(dtype: torch.dtype) -> None:
     widener = Widener()
     for key in range(40):
         piece = every.clone()
-        with widener.widened(piece, key):
+        with widener.widened([piece], key):
             pass
         wrong = piece != every
         assert not wrong.any(), f"{every[wrong].tolist()} became {piece[wrong].tolist()}"
@@ -91,14 +91,14 @@ def test_neighbors_are_rounded_independently(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wide_weights_are_lent_themselves(dtype: torch.dtype) -> None:
     piece = torch.randn(5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    with Widener().widened(piece, 1) as wide:
+    with Widener().widened([piece], 1) as (wide,):
         assert wide is piece
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_update_that_raises_writes_nothing(dtype: torch.dtype) -> None:
     piece = torch.ones(4, dtype=dtype)
-    with pytest.raises(RuntimeError, match="shape"), Widener().widened(piece, 1) as wide:
+    with pytest.raises(RuntimeError, match="shape"), Widener().widened([piece], 1) as (wide,):
         wide.fill_(2.0).view(3)
     assert torch.equal(piece, torch.ones(4, dtype=dtype))
 
@@ -111,9 +111,9 @@ def test_small_updates_add_up_only_when_rounded_stochastically(dtype: torch.dtyp
     widener = Widener()
     nearest, stochastic = (torch.full((2000,), start, dtype=dtype) for _ in range(2))
     for step in range(500):
-        with widener.widened(nearest) as wide:
+        with widener.widened([nearest]) as (wide,):
             wide.add_(unit / 50)
-        with widener.widened(stochastic, step) as wide:
+        with widener.widened([stochastic], step) as (wide,):
             wide.add_(unit / 50)
     assert torch.equal(nearest, torch.full_like(nearest, start))
     drift = float((stochastic.double() - start).mean())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+DEVICE = torch.device(os.environ.get("ZOLIT_TEST_DEVICE", "cpu"))
+"""Where ``layered`` models are, and runs from the command line."""
 
 
 class LinearLoss(nn.Module):
@@ -64,16 +68,16 @@ def layered(dtype: torch.dtype = torch.float32, order: tuple[str, ...] | None = 
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model.to(dtype)
+    return model.to(DEVICE, dtype)
 
 
 def regression(model: nn.Module, examples: int = 16, seed: int = 1) -> Callable[[], Tensor]:
     """A closure: squared error of each example, shape (examples,), on targets that a linear map makes."""
     generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
+    weight = next(model.parameters())
     inputs = torch.randn(examples, 4, generator=generator)
-    targets = (inputs @ torch.tensor([1.0, -2.0, 0.5, 0.0])).to(dtype)
-    inputs = inputs.to(dtype)
+    targets = (inputs @ torch.tensor([1.0, -2.0, 0.5, 0.0])).to(weight)
+    inputs = inputs.to(weight)
 
     def closure() -> Tensor:
         losses: Tensor = (model(inputs) - targets).square()

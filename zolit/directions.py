@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from zolit.blocks import Block, Weight
 from zolit.choice import Choice
-from zolit.hashing import mix
+from zolit.hashing import mix, mix_each
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
 from zolit.ranks import Ranks
@@ -58,6 +59,7 @@ class Directions:
         self._choice = choice
         self._blocks = len(blocks)
         self._perturbation = perturbation
+        self._sent: tuple[Sequence[float], Tensor] = ((), torch.empty(0))
         self._seed = mix(seed, step)
         perturbation.begin(seed, step)
         self.rename(range(count))
@@ -77,7 +79,6 @@ class Directions:
         """Has there be these directions instead of those that were."""
         self.names = names
         self.count = len(names)
-        self._seeds = [mix(name, onto=self._seed) for name in names]
         self._keys: dict[Weight, list[int]] = {}
         self._energies: Tensor | None = None
         self._known = [[0.0] * self._blocks for _ in names]
@@ -123,16 +124,23 @@ class Directions:
             self._energies = torch.zeros(self.count, self._blocks, dtype=torch.float32, device=self._device)
         return self._energies
 
+    @property
+    def lasting(self) -> bool:
+        """Whether what ``draw`` returns stays as it is until the next step begins."""
+        return self._perturbation.lasting and self._choice.mask is None
+
     def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
         """Returns the (start, stop) of the pieces in which a weight's directions are drawn."""
         return self._perturbation.ranges(weight)
 
     def keys(self, weight: Weight) -> list[int]:
         """Returns what each direction's draws for a weight are mixed from."""
-        keys = self._keys.get(weight)
-        if keys is None:
-            keys = self._keys[weight] = [mix(seed, weight.key) for seed in self._seeds]
-        return keys
+        if not self._keys:
+            seeds = np.array([mix(mix(name, onto=self._seed)) for name in self.names], dtype=np.uint64)
+            keys = mix_each([[weight.key] for weight in self.weights], seeds)
+            self._keys = dict(zip(self.weights, keys.tolist(), strict=True))
+            self._perturbation.expect(self._keys)
+        return self._keys[weight]
 
     def factors(self, weight: Weight, first: int, stop: int) -> Factors | None:
         """Returns directions first to stop - 1 of a chosen weight, where their law has them as factors, else None."""
@@ -224,6 +232,15 @@ class Directions:
                     total.add_(u, alpha=coefficient * factor)
         return total.to(origin.dtype).view(*ids.shape, width)
 
+    def _on(self, device: torch.device, coefficients: Sequence[float]) -> Tensor:
+        """Returns coefficients on a device, float32; what was asked for last is kept."""
+        listed, sent = self._sent
+        if listed is not coefficients or sent.device != device:
+            # Without the host waiting, as it would for a tensor that is made there.
+            sent = torch.tensor(coefficients, dtype=torch.float32).to(device, non_blocking=True)
+            self._sent = (coefficients, sent)
+        return sent
+
     def add_gradient(self, piece: Tensor, weight: Weight, start: int, stop: int, coefficients: Sequence[float]) -> None:
         """Adds Σᵢ aᵢûᵢ to a piece, and measures the energies; a weight that was not chosen has none.
 
@@ -242,7 +259,7 @@ class Directions:
         if factors is not None:
             if self._choice.measure_energies and start == 0 and self._ranks.counts(weight):
                 self._measured[:, block] += factors.energies()
-            factors.add(piece, start, stop, [self._corrections[block] * coefficient for coefficient in coefficients])
+            factors.add(piece, start, stop, self._on(piece.device, coefficients), self._corrections[block])
             return
         for direction, coefficient in enumerate(coefficients):
             u, factor = self.draw(direction, weight, start, stop)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 _MASK = (1 << 64) - 1
 
 
@@ -31,6 +34,15 @@ def mix(*parts: int, onto: int = 0) -> int:
         key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _MASK
         key ^= key >> 31
     return key
+
+
+def mix_each(parts: ArrayLike, onto: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mixes many pairs at once: ``mix(part, onto=key)`` for each part and key, which are broadcast as numpy does."""
+    key = onto + (np.array(parts, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = key ^ (key >> np.uint64(31))
+    return mixed
 
 
 def uniform(key: int) -> float:

@@ -23,7 +23,7 @@ from zolit.errors import NonFiniteLossError, require
 from zolit.estimators import SPSA, Estimate, Estimator
 from zolit.hashing import mix, name_key
 from zolit.mixing import check_mix
-from zolit.perturbation import Gaussian, GaussianPool, Perturbation
+from zolit.perturbation import GaussianPool, Perturbation
 from zolit.probing import Prober, Streamed
 from zolit.ranks import Ranks
 from zolit.report import StepReport
@@ -54,7 +54,7 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: Base seed of directions and samples.
         blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
         selection: Which blocks move?
-        perturbation: Which directions are drawn? None is GaussianPool for weights on a CPU and Gaussian elsewhere.
+        perturbation: Which directions are drawn? None is GaussianPool.
         prober: How are losses at perturbed weights obtained? None is Streamed.
         estimator: How far along each direction?
         update: How do the weights move?
@@ -97,7 +97,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._there = [weight for weight in self._weights if not weight.parameter.is_meta]
         require(bool(self._there), "trainer.strategy: a process has no weight to tune; take fewer processes")
         self._device = self._there[0].parameter.device
-        self.perturbation = perturbation or (GaussianPool() if self._device.type == "cpu" else Gaussian())
+        self.perturbation = perturbation or GaussianPool()
         self.prober = prober or Streamed()
         self.estimator = estimator or SPSA()
         self.update = update or SGD()

@@ -7,7 +7,7 @@ chance that makes the result right on average.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -32,31 +32,35 @@ class Widener:
         self._orders: dict[torch.device, Tensor] = {}
 
     @contextmanager
-    def widened(self, piece: Tensor, key: int | None = None) -> Iterator[Tensor]:
-        """Lends a piece of a weight in float32, and writes it back when done.
+    def widened(self, pieces: list[Tensor], key: int | None = None) -> Iterator[Sequence[Tensor]]:
+        """Lends pieces of weights in float32, and writes them back when done.
 
         Args:
-            piece: Shape (m,), any floating type.
+            pieces: Shape (m,) each, of one floating type and on one device.
             key: Round stochastically, by the random numbers that it names; None rounds to nearest.
 
         Yields:
-            The piece itself where it is float32 or wider, else a copy, valid until the next call.
+            The pieces themselves where they are float32 or wider, else copies, valid until the next call.
         """
-        if piece.dtype.itemsize >= 4:
-            yield piece
+        dtype, device = pieces[0].dtype, pieces[0].device
+        if dtype.itemsize >= 4:
+            yield pieces
             return
-        # Whole periods, so that random bits are added at once; what is beyond the piece's end is of no account.
-        periods = self._wide.take(-(-piece.numel() // _PERIOD) * _PERIOD, piece.device).view(-1, _PERIOD)
-        wide = periods.view(-1)[: piece.numel()]
-        wide.copy_(piece)
-        yield wide
+        lengths = [piece.numel() for piece in pieces]
+        total = sum(lengths)
+        # Whole periods, so that random bits are added at once; what is beyond the end is of no account.
+        periods = self._wide.take(-(-total // _PERIOD) * _PERIOD, device).view(-1, _PERIOD)
+        wide = periods.view(-1)[:total]
+        copies = torch.split(wide, lengths)
+        torch._foreach_copy_(copies, pieces)
+        yield copies
         if key is not None:
-            bits = self._bits(wide.device, mix(key) % _PERIOD)
-            if piece.numel() < _PERIOD:
-                _dither(wide, bits[: piece.numel()], piece.dtype)
+            bits = self._bits(device, mix(key) % _PERIOD)
+            if total < _PERIOD:
+                _dither(wide, bits[:total], dtype)
             else:
-                _dither(periods, bits, piece.dtype)
-        piece.copy_(wide)
+                _dither(periods, bits, dtype)
+        torch._foreach_copy_(pieces, copies)
 
     def _bits(self, device: torch.device, offset: int) -> Tensor:
         """Returns all numbers of 16 bits in a random order that begins at an offset, int32, shape (2^16,).

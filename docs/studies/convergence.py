@@ -45,13 +45,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--decay", choices=("none", "linear"), default="none")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--options", type=json.loads, default={})
     options = parser.parse_args()
     keep_freed_memory()
     first_order = options.method == "AdamW"
     dtype = torch.float32 if first_order else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval().to(options.device)
     if options.lora:
         torch.manual_seed(options.seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], bias="none")

@@ -31,10 +31,12 @@ class Reviews:
 
     def logits(self, records: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Returns the words' logits, shape (batch, 2), float32, and the labels."""
-        batch = self._tokenizer([f"{r['sentence']} It was" for r in records], return_tensors="pt", padding=True)
+        device = self._model.device
+        texts = [f"{r['sentence']} It was" for r in records]
+        batch = self._tokenizer(texts, return_tensors="pt", padding=True).to(device)
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         output = self._model(**batch, position_ids=positions, logits_to_keep=1, use_cache=False)
-        return output.logits[:, -1, self._words].float(), torch.tensor([r["label"] for r in records])
+        return output.logits[:, -1, self._words].float(), torch.tensor([r["label"] for r in records]).to(device)
 
     def losses(self, records: list[dict[str, Any]]) -> Tensor:
         """Returns each example's loss."""

@@ -53,7 +53,7 @@ def test_products_are_those_of_the_pieces() -> None:
     factors, sums = law.factors(to, keys), torch.zeros(700_000)
     assert len(law.ranges(to)) > 1
     for start, stop in law.ranges(to):
-        factors.add(sums[start:stop], start, stop, coefficients)
+        factors.add(sums[start:stop], start, stop, torch.tensor(coefficients))
     torch.testing.assert_close(sums.view(700, 1000), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         factors.energies(), torch.stack([u.square().sum() for u in directions]), rtol=1e-4, atol=0
@@ -69,7 +69,7 @@ def test_rows_longer_than_a_piece() -> None:
     sums = torch.zeros(to.parameter.numel())
     for start in range(0, sums.numel(), 1 << 16):
         stop = min(start + (1 << 16), (start // expected.shape[1] + 1) * expected.shape[1])
-        factors.add(sums[start:stop], start, stop, [1.0])
+        factors.add(sums[start:stop], start, stop)
     torch.testing.assert_close(sums[: 1 << 16], expected.flatten()[: 1 << 16])
 
 

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from tests.tiny import layered, linear_loss, regression, same, weights_of
 from zolit import CurvZO, MeZO
+from zolit.blocks import Weight
+from zolit.scratch import chunk
+from zolit.updates import sgd
+from zolit.updates.sgd import groups
 
 
 def flat_loss(model: nn.Module) -> Callable[[], Tensor]:
@@ -137,3 +141,35 @@ def test_same_seed_same_run_other_seed_other_run(lr: float) -> None:
         runs.append(weights_of(model))
     assert same(runs[0], runs[1])
     assert same(runs[0], runs[2]) == (lr == 0.0)
+
+
+def meta(name: str, numel: int, dtype: torch.dtype = torch.bfloat16) -> Weight:
+    return Weight(name, nn.Parameter(torch.empty(numel, dtype=dtype, device="meta")), 0)
+
+
+def test_pieces_are_grouped_where_launching_takes_long() -> None:
+    most = chunk(torch.device("meta"))
+    a, b, c, d = meta("a", most - 8), meta("b", 8), meta("c", 8), meta("d", 8, torch.float32)
+    pieces = [(a, 0, most - 8), (b, 0, 8), (c, 0, 4), (c, 4, 8), (d, 0, 8)]
+    assert list(groups(pieces)) == [pieces[:2], pieces[2:4], pieces[4:]]
+    here = Weight("e", nn.Parameter(torch.zeros(8)), 0)
+    assert list(groups([(here, 0, 4), (here, 4, 8)])) == [[(here, 0, 4)], [(here, 4, 8)]]
+    assert list(groups([])) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_groups_move_weights_as_single_pieces_do(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """To the bit where nothing is rounded at random, else to the unit in the last place that chance decides about."""
+    runs = []
+    for together in (False, True):
+        if together:
+            monkeypatch.setattr(sgd, "groups", lambda pieces: [pieces])
+        model = layered(dtype)
+        optimizer, closure = MeZO(model, lr=1e-2, momentum=0.5, weight_decay=0.1), regression(model)
+        optimizer.step(closure)
+        runs.append(weights_of(model))
+    if dtype == torch.float32:
+        assert same(*runs)
+    limit = {torch.float32: 0.0, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, rtol=limit, atol=1e-6)

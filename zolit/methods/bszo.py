@@ -37,7 +37,7 @@ class BSZO(ZerothOrder):
         smoothing: α, weight of a new squared residual.
         adaptive: BSZO-B: measurements after the k-th go along eigenvectors of Σ, at a forward each.
         variant: paper (Algorithm 1), or code (as published).
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

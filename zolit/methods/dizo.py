@@ -31,7 +31,7 @@ class DiZO(ZerothOrder):
         inner_rate: Rate of a projection's steps.
         clip: τ.
         pattern: Regular expression; weights in whose names it finds something are projected.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

@@ -30,7 +30,7 @@ class DominantLayer(ZerothOrder):
         magnitude: Least size of a massive activation.
         ratio: Least size in medians.
         within: Which of the layer's tensors a step moves; None is all of them.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

@@ -30,7 +30,7 @@ class HiZFO(ZerothOrder):
         budget: ρ, the share of a whole backward pass.
         interval: Steps between two profiles; 0 keeps the first.
         zo_share: What the rate is multiplied by where weights move by forward passes alone.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

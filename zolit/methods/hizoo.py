@@ -27,7 +27,7 @@ class HiZOO(ZerothOrder):
         eps: ε, the probe radius.
         seed: Seed of the directions.
         smoothing: α, weight of a new curvature.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

@@ -31,7 +31,7 @@ class MeZO(ZerothOrder):
         eps: ε, the probe radius.
         seed: Seed of the directions.
         directions: q; more than one averages over as many directions (n-SPSA), at 2q forwards a step.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward: meant for small batches,
             twice the activations) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.

@@ -29,7 +29,7 @@ class MeZOGV(ZerothOrder):
         seed: Seed of the directions.
         directions: M.
         share: α, the share of the probes that counts as good.
-        perturbation: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        perturbation: The law of z; None is GaussianPool.
         probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
         momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
         weight_decay: λ, for weights of two dimensions or more.

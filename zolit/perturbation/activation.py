@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zolit.blocks import Weight
-from zolit.hashing import mix, name_key
-from zolit.perturbation.low_rank import Cut, LowRank, offsets, windows
+from zolit.hashing import name_key
+from zolit.perturbation.low_rank import Cut, LowRank, offsets, parts_of, windows
 from zolit.ranks import Ranks
 
 _TOKENS = name_key("tokens")
@@ -36,12 +37,25 @@ class ActivationGuided(LowRank):
     def __init__(self, rank: int = 1) -> None:
         super().__init__(rank)
         self._mixtures: dict[Weight, Mixtures] = {}
+        self._begins: dict[tuple[Weight, tuple[int, ...]], Tensor] = {}
         self._looked_up: set[Weight] = set()
 
     def begin(self, seed: int, step: int) -> None:
         """Forgets the activations of the last step; see the base class."""
         super().begin(seed, step)
         self._mixtures.clear()
+        self._begins.clear()
+
+    def expect(self, keys: Mapping[Weight, Sequence[int]]) -> None:
+        """Hashes where the tokens' shares begin in the pool, too; see the base class."""
+        super().expect(keys)
+        alike: dict[torch.device, list[Weight]] = {}
+        for weight in keys:
+            alike.setdefault(weight.parameter.device, []).append(weight)
+        for weights in alike.values():
+            half, _ = self._pools.of(weights[0]).halves
+            begins = offsets(parts_of([keys[weight] for weight in weights], self.rank, _TOKENS), half)
+            self._begins.update(zip([(weight, tuple(keys[weight])) for weight in weights], begins, strict=True))
 
     def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, places: Tensor | None) -> None:
         """Keeps a mixture of each example's activations, where there is none yet; see the base class."""
@@ -61,19 +75,22 @@ class ActivationGuided(LowRank):
     def _mixed(self, weight: Weight, keys: Sequence[int], inputs: Tensor, places: Tensor | None) -> Tensor:
         """Mixes each example's activations, shape (examples, r, d), of the weight's type."""
         tokens, width = inputs.shape[1:]
-        half, _ = self._pools.of(weight).narrow.chunk(2)
-        begins = offsets([mix(_TOKENS, part, onto=key) for key in keys for part in range(self.rank)], half)
-        shares = windows(half, begins, tokens).float().view(len(keys), self.rank, tokens)
+        half, _ = self._pools.of(weight).halves
+        name = (weight, tuple(keys))
+        if name not in self._begins:
+            self.expect({weight: keys})
+        begins = self._begins[name]
+        shares = windows(half, begins, tokens).view(len(keys), self.rank, tokens)
         if places is not None and places.shape == inputs.shape[:2]:
             at = places.unsqueeze(1)
             shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
         # In float16 lengths might be infinite, and the shares of activations that are large nothing.
         rows = inputs.float() if inputs.dtype == torch.float16 else inputs
-        lengths = torch.linalg.vector_norm(rows, dim=2).to(torch.promote_types(rows.dtype, torch.float32))
-        shares = shares / lengths.clamp_(min=_SMALLEST).unsqueeze(1)
-        mixture: Tensor = (shares.to(rows.dtype) @ rows).to(lengths.dtype)
-        mixture.mul_(width**0.5 / torch.linalg.vector_norm(mixture, dim=2, keepdim=True).clamp_(min=_SMALLEST))
-        return mixture.to(weight.parameter.dtype)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(rows, dim=2, dtype=wide).clamp_(min=_SMALLEST)
+        mixture = (shares / lengths.unsqueeze(1)).to(rows.dtype) @ rows
+        # √d · v/‖v‖ is v over its root mean square.
+        return functional.rms_norm(mixture, (width,), eps=_SMALLEST).to(weight.parameter.dtype)
 
     def exchange(
         self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks

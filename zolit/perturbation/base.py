@@ -31,9 +31,11 @@ class Perturbation(ABC):
 
     Attributes:
         factored: Whether ``factors`` answers for every weight: such a law can give each example its own direction.
+        lasting: Whether what is drawn stays as it is until the next step begins.
     """
 
     factored: bool = False
+    lasting: bool = False
 
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; called once, by the optimizer."""
@@ -78,6 +80,9 @@ class Perturbation(ABC):
     def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
         """Returns ‖f·z‖² of a piece where the law knows it without going through it, else None."""
         return None
+
+    def expect(self, keys: Mapping[Weight, Sequence[int]]) -> None:
+        """Tells, once a step, by which keys directions of which weights are going to be drawn."""
 
     def guide(self, weight: Weight, keys: Sequence[int], inputs: Tensor | None, places: Tensor | None) -> None:
         """Shows a law the activations that directions are about to be applied to, one direction to each example.

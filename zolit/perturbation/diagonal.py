@@ -11,7 +11,6 @@ from torch import Tensor
 from zolit.blocks import Weight
 from zolit.errors import require
 from zolit.perturbation.base import Perturbation
-from zolit.perturbation.gaussian import Gaussian
 from zolit.perturbation.pool import GaussianPool
 from zolit.scratch import Scratch
 
@@ -28,7 +27,7 @@ class DiagonalCurvature(Perturbation):
 
     Args:
         smoothing: α, in [0, 1).
-        inner: The law of z; None is GaussianPool on a CPU and Gaussian elsewhere.
+        inner: The law of z; None is GaussianPool.
 
     Raises:
         UserError: If α is out of its range.
@@ -37,15 +36,12 @@ class DiagonalCurvature(Perturbation):
     def __init__(self, smoothing: float = 1e-8, inner: Perturbation | None = None) -> None:
         require(0.0 <= smoothing < 1.0, f"smoothing: the weight of a new curvature must lie in [0, 1), not {smoothing}")
         self._smoothing = smoothing
-        self._inner = inner
-        self._law: Perturbation = inner or Gaussian()
+        self._law = inner or GaussianPool()
         self._diagonals: dict[str, Tensor] = {}
         self._scratch = Scratch()
 
     def bind(self, weights: Sequence[Weight]) -> None:
-        """Takes the law that suits the device; see the base class."""
-        if self._inner is None and weights[0].parameter.device.type == "cpu":
-            self._law = GaussianPool()
+        """Takes all trainable weights; see the base class."""
         self._law.bind(weights)
 
     def begin(self, seed: int, step: int) -> None:

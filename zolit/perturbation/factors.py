@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -22,22 +20,25 @@ class Factors(NamedTuple):
     inputs: Tensor
     scales: Tensor
 
-    def add(self, piece: Tensor, start: int, stop: int, coefficients: Sequence[float]) -> None:
-        """Adds Σᵢ cᵢUᵢ to a piece of the weight, by one thin matrix product.
+    def add(
+        self, piece: Tensor, start: int, stop: int, coefficients: Tensor | None = None, factor: float = 1.0
+    ) -> None:
+        """Adds f·Σᵢ cᵢUᵢ to a piece of the weight, by one thin matrix product.
 
         Args:
             piece: Shape (stop - start,), float32 or wider.
             start: First element; the piece is of whole rows, or lies within one.
             stop: One past the last element.
-            coefficients: c, shape (k,).
+            coefficients: c, shape (k,), float32, on the piece's device; None is 1 for each.
+            factor: f.
         """
         width = self.inputs.shape[2]
         first, column = divmod(start, width)
         rows = max((stop - start) // width, 1)
-        factors = self.scales * torch.tensor(coefficients, dtype=torch.float32, device=piece.device).unsqueeze(1)
+        factors = self.scales if coefficients is None else self.scales * coefficients.unsqueeze(1)
         left = self.outputs[:, :, first : first + rows].to(piece.dtype) * factors.to(piece.dtype).unsqueeze(2)
         right = self.inputs[:, :, column : column + (stop - start) // rows].to(piece.dtype)
-        piece.view(rows, -1).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1))
+        piece.view(rows, -1).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), alpha=factor)
 
     def energies(self) -> Tensor:
         """Returns ‖Uᵢ‖², shape (k,), float32."""

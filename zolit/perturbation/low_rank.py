@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zolit.blocks import Weight
 from zolit.errors import require
-from zolit.hashing import mix, name_key
+from zolit.hashing import mix, mix_each, name_key
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
 from zolit.perturbation.pool import ALIGNMENT, Pools
@@ -55,27 +57,29 @@ class LowRank(Perturbation):
         """Cuts the factors of several directions of a weight out of the pool; see the base class."""
         name = (weight, tuple(keys))
         if self._last != name:
-            cut = self._cuts.get(name)
-            if cut is None:
-                cut = self._cuts[name] = self._place(weight, keys)
-            self._last, self._factors = name, self._made(weight, keys, cut)
+            if name not in self._cuts:
+                self.expect({weight: keys})
+            self._last, self._factors = name, self._made(weight, keys, self._cuts[name])
         return self._factors
 
-    def _place(self, weight: Weight, keys: Sequence[int]) -> Cut:
-        """Hashes where the factors of a weight begin in the pool."""
-        theta = weight.parameter
-        rank = self.rank if theta.ndim > 1 else 1
-        draws = [mix(part, onto=key) for key in keys for part in range(rank)]
-        half, _ = self._pools.of(weight).narrow.chunk(2)
-        signs = torch.tensor([1.0 if draw & 1 else -1.0 for draw in draws], dtype=torch.float32).view(len(keys), rank)
-        return Cut(
-            offsets([draw >> 1 & 0x7FFFFFFF for draw in draws], half),
-            offsets([draw >> 32 for draw in draws], half),
-            signs.mul_(rank**-0.5).to(theta.device, non_blocking=True),
-        )
+    def expect(self, keys: Mapping[Weight, Sequence[int]]) -> None:
+        """Hashes where the factors of all weights begin in the pool, at once; see the base class."""
+        alike: dict[tuple[torch.device, int], list[Weight]] = {}
+        for weight in keys:
+            theta = weight.parameter
+            alike.setdefault((theta.device, self.rank if theta.ndim > 1 else 1), []).append(weight)
+        for (device, rank), weights in alike.items():
+            draws = parts_of([keys[weight] for weight in weights], rank)
+            half, _ = self._pools.of(weights[0]).halves
+            outputs = offsets(draws >> np.uint64(1) & np.uint64(0x7FFFFFFF), half)
+            inputs = offsets(draws >> np.uint64(32), half)
+            signs = torch.from_numpy((draws & np.uint64(1)).astype(np.float32)).view(len(weights), -1, rank)
+            scales = signs.mul_(2.0).sub_(1.0).mul_(rank**-0.5).to(device, non_blocking=True)
+            for weight, *cut in zip(weights, outputs, inputs, scales, strict=True):
+                self._cuts[weight, tuple(keys[weight])] = Cut(*cut)
 
     def _made(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
-        theta, (half, _) = weight.parameter, self._pools.of(weight).narrow.chunk(2)
+        theta, (half, _) = weight.parameter, self._pools.of(weight).halves
         outputs = windows(half, cut.outputs, theta.shape[0] if theta.ndim > 1 else theta.numel())
         inputs = self._inputs(weight, keys, cut) if theta.ndim > 1 else outputs.new_ones(len(keys), 1)
         shape = cut.scales.shape
@@ -83,7 +87,7 @@ class LowRank(Perturbation):
 
     def _inputs(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
         """Returns the input sides b of a matrix, shape (k·r, d)."""
-        _, half = self._pools.of(weight).narrow.chunk(2)
+        _, half = self._pools.of(weight).halves
         return windows(half, cut.inputs, weight.parameter[0].numel())
 
     def draw(
@@ -91,7 +95,7 @@ class LowRank(Perturbation):
     ) -> tuple[Tensor, float]:
         """Multiplies a piece of a direction out, in float32; see the base class."""
         piece = self._scratch.take(stop - start, weight.parameter.device).zero_()
-        self.factors(weight, [key]).add(piece, start, stop, [1.0])
+        self.factors(weight, [key]).add(piece, start, stop)
         return piece, 1.0
 
     def scratch_bytes(self) -> int:
@@ -107,14 +111,31 @@ class Cut(NamedTuple):
     scales: Tensor
 
 
-def offsets(draws: Sequence[int], half: Tensor) -> Tensor:
+def parts_of(keys: Sequence[Sequence[int]], rank: int, *purpose: int) -> NDArray[np.uint64]:
+    """Mixes a draw for each part of each direction of several weights.
+
+    Args:
+        keys: What names each of k directions of each weight.
+        rank: Parts of a direction.
+        purpose: What is mixed in before the part.
+
+    Returns:
+        Shape (weights, k·rank).
+    """
+    draws = np.array(keys, dtype=np.uint64).reshape(len(keys), -1, 1)
+    for part in purpose:
+        draws = mix_each([part], draws)
+    return mix_each(range(rank), draws).reshape(len(keys), -1)
+
+
+def offsets(draws: NDArray[np.uint64], half: Tensor) -> Tensor:
     """Hashes where windows of half a pool begin: in its first half, so that it does not depend on their length.
 
     Returns:
-        In units of ``ALIGNMENT``, shape (draws,), int64, on the pool's device.
+        In units of ``ALIGNMENT``, of the draws' shape, int64, on the pool's device.
     """
-    places = half.numel() // 2 // ALIGNMENT
-    return torch.tensor([draw % places for draw in draws]).to(half.device, non_blocking=True)
+    places = (draws % np.uint64(half.numel() // 2 // ALIGNMENT)).astype(np.int64)
+    return torch.from_numpy(places).to(half.device, non_blocking=True)
 
 
 def windows(half: Tensor, places: Tensor, length: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zolit.blocks import Weight
 from zolit.errors import require
@@ -36,6 +37,8 @@ class GaussianPool(Perturbation):
         UserError: If that is too small.
     """
 
+    lasting = True
+
     def __init__(self, chunks: int = 2) -> None:
         require(chunks >= 2, f"chunks: a pool needs at least 2, not {chunks}")
         self._pools = Pools(chunks)
@@ -65,8 +68,11 @@ class GaussianPool(Perturbation):
         return (cut.narrow if dtype.itemsize == 2 else cut.wide), cut.sign
 
     def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
-        """Looks ‖f·z‖² up on a CPU; elsewhere a table of sums would have to be waited for."""
-        if weight.parameter.device.type != "cpu":
+        """Looks ‖f·z‖² up in a table of sums, for which a GPU is waited for once a step; see the base class.
+
+        On a GPU the last numbers of a piece whose length is no multiple of 64 would each be waited for: None.
+        """
+        if weight.parameter.device.type != "cpu" and (stop - start) % ALIGNMENT:
             return None
         cut = self._cut(weight, key, start, stop)
         return cut.pool.energy(cut.offset, cut.offset + stop - start)
@@ -133,14 +139,16 @@ class Pool:
         key: What they were drawn for.
         narrow: The numbers in the type's 16 bits, or else in float32.
         wide: The same numbers in float32; where these are not kept, ``narrow`` itself.
+        halves: The two halves of ``narrow``.
     """
 
     def __init__(self, numel: int, device: torch.device, dtype: torch.dtype, wide: bool = True) -> None:
         self.key = -1
         self.narrow = torch.empty(numel, dtype=dtype if dtype.itemsize == 2 else torch.float32, device=device)
         self.wide = self.narrow if self.narrow.dtype == torch.float32 or not wide else self.narrow.float()
+        self.halves = self.narrow.chunk(2)
         self._generators = Generators()
-        self._sums: list[float] = []
+        self._sums: Any = None  # numpy's float64, shape (numel / 64 + 1,)
 
     def refill(self, key: int) -> None:
         """Draws all numbers anew."""
@@ -155,16 +163,18 @@ class Pool:
         drawn.mul_(drawn.square().mean().rsqrt())
         if self.narrow is not drawn:
             drawn.copy_(self.narrow.copy_(drawn))
-        self._sums = []
+        self._sums = None
 
     def energy(self, start: int, stop: int) -> float:
         """Returns the sum of squares from a multiple of 64 on."""
-        if not self._sums:
-            squares = self.wide.view(-1, ALIGNMENT).square().sum(1).double()
-            self._sums = [0.0, *squares.cumsum(0).tolist()]
+        if self._sums is None:
+            squares = self.wide.view(-1, ALIGNMENT).square().sum(1).cpu().double()
+            # On a CPU, as a GPU's running sums are rounded another way each time.
+            self._sums = functional.pad(squares.cumsum(0), (1, 0)).numpy()
         whole = stop - (stop - start) % ALIGNMENT
+        energy = float(self._sums[whole // ALIGNMENT] - self._sums[start // ALIGNMENT])
         rest = self.wide[whole:stop]
-        return self._sums[whole // ALIGNMENT] - self._sums[start // ALIGNMENT] + float(rest.dot(rest))
+        return energy + float(rest.dot(rest)) if whole < stop else energy
 
     def bytes(self) -> int:
         """Returns the bytes held."""

@@ -11,9 +11,7 @@ from zolit.blocks import Weight
 from zolit.closure import Look
 from zolit.errors import require
 from zolit.hashing import mix, name_key
-from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
-from zolit.perturbation.gaussian import Gaussian
 from zolit.perturbation.low_rank import Cut, LowRank
 from zolit.perturbation.pool import GaussianPool
 from zolit.perturbation.watching import leading_inputs, linears, watching
@@ -46,14 +44,12 @@ class ActivationSubspace(LowRank):
         self._iterations = iterations
         self._bases: dict[Weight, Tensor] = {}
         self._generators = Generators()
-        self._dense: Perturbation = Gaussian()
+        self._dense = GaussianPool()
         self._seed = 0
 
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; see the base class."""
         self._weights = {id(weight.parameter): weight for weight in weights}
-        if weights[0].parameter.device.type == "cpu":
-            self._dense = GaussianPool()
 
     def prepare(self, look: Look) -> None:
         """Finds A of each linear layer in a look at the batch; see the base class."""
@@ -101,7 +97,7 @@ class ActivationSubspace(LowRank):
         piece = self._scratch.take(stop - start, weight.parameter.device).zero_()
         factors = self.factors(weight, [key])
         assert factors is not None
-        factors.add(piece, start, stop, [1.0])
+        factors.add(piece, start, stop)
         return piece, 1.0
 
     def scratch_bytes(self) -> int:

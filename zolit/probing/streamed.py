@@ -13,6 +13,7 @@ from zolit.blocks import Weight
 from zolit.closure import Closure, mean_losses
 from zolit.directions import Directions
 from zolit.errors import require
+from zolit.probing import ahead
 from zolit.probing.base import Prober
 from zolit.probing.in_place import InPlace
 from zolit.probing.perturbed import PerturbedWeight, Probe
@@ -63,6 +64,7 @@ class Streamed(Prober):
         """Finds the attributes under which modules look for weights; see the base class."""
         self._places = find_places(model, weights)
         self._prefix = Prefix(model, self._places)
+        self._ahead = ahead.Ahead(model, self._places)
 
     def losses(self, closure: Closure, directions: Directions, queries: Tensor) -> Tensor:
         """Evaluates the queries; see the base class."""
@@ -126,7 +128,9 @@ class Streamed(Prober):
     def _perturbed(self, directions: Directions) -> Iterator[Probe]:
         """Puts perturbed weights where modules look for the chosen ones."""
         probe = Probe(directions, self._scratch)
-        with placed([PerturbedWeight.of(weight, probe) for weight in directions.weights], self._places):
+        views = [PerturbedWeight.of(weight, probe) for weight in directions.weights]
+        together = bool(views) and ahead.pays(views[0].theta.device) and self._trusted.issuperset(directions.weights)
+        with placed(views, self._places), self._ahead.perturbing(probe, views) if together else nullcontext():
             yield probe
 
     def _try(self, closure: Closure, probe: Probe, query: Query, weights: list[Weight]) -> Tensor:

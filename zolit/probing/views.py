@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -43,7 +44,7 @@ class WeightView(Tensor):
         """Makes the view of a weight."""
         theta = weight.parameter.data
         # NaN, not θ, for whatever reads memory without asking: the forward that is checked will show it.
-        view = theta.new_full((), math.nan).expand(theta.shape).as_subclass(cls)
+        view = _nan(theta.dtype, theta.device).expand(theta.shape).as_subclass(cls)
         view.weight, view.theta, view.probe = weight, theta, probe
         return view
 
@@ -93,13 +94,18 @@ def placed(views: Iterable[WeightView], places: Places) -> Iterator[None]:
                 module.__dict__.pop(name, None)
 
 
+@cache
+def _nan(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(math.nan, dtype=dtype, device=device)
+
+
 @contextmanager
 def hidden(weights: Sequence[Weight]) -> Iterator[None]:
     """Has parameters read as NaN, without writing to them."""
     thetas = [weight.parameter.data for weight in weights]
     try:
         for weight, theta in zip(weights, thetas, strict=True):
-            weight.parameter.data = theta.new_full((), math.nan).expand(theta.shape)
+            weight.parameter.data = _nan(theta.dtype, theta.device).expand(theta.shape)
         yield
     finally:
         with deferred_signals(interrupts=True):

@@ -71,7 +71,7 @@ class Adam(Update):
         second.mul_(self._betas[1]).addcmul_(gradient, gradient, value=1.0 - self._betas[1])
         draw = mix(key, weight.key, start) if self._rounding == "stochastic" else None
         unbiased = [1.0 - beta**self._steps for beta in self._betas]
-        with self._widener.widened(weight.flat[start:stop], draw) as piece:
+        with self._widener.widened([weight.flat[start:stop]], draw) as (piece,):
             if self._weight_decay and weight.parameter.ndim > 1:
                 piece.mul_(1.0 - lr * self._weight_decay)
             denominator = (second / unbiased[1]).sqrt_().add_(self._epsilon)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import torch
@@ -14,6 +14,7 @@ from zolit.directions import Directions
 from zolit.errors import require, require_one_of
 from zolit.hashing import mix
 from zolit.rounding import Rounding, Widener
+from zolit.scratch import chunk
 from zolit.updates.base import Update
 
 
@@ -49,27 +50,28 @@ class SGD(Update):
         self, weights: Sequence[Weight], directions: Directions, coefficients: Sequence[float], lr: float, key: int
     ) -> None:
         """Makes one step; see the base class."""
-        descent = [-lr * coefficient for coefficient in coefficients]
         moved = set(directions.weights)
-        for weight in weights:
-            decay = self._weight_decay if weight.parameter.ndim > 1 else 0.0
-            if not (self.momentum or decay or weight in moved):
-                continue
-            velocity = self._velocity(weight) if self.momentum else None
-            flat = weight.flat
-            for start, stop in directions.ranges(weight):
-                draw = mix(key, weight.key, start) if self._rounding == "stochastic" else None
-                with self._widener.widened(flat[start:stop], draw) as piece:
-                    if velocity is None:
+        moving = [
+            weight for weight in weights if self.momentum or (self._weight_decay and _decays(weight)) or weight in moved
+        ]
+        descent = [-lr * coefficient for coefficient in coefficients]
+        for group in groups([(weight, *ends) for weight in moving for ends in directions.ranges(weight)]):
+            weight, start, _ = group[0]
+            draw = mix(key, weight.key, start) if self._rounding == "stochastic" else None
+            flats = [weight.flat[start:stop] for weight, start, stop in group]
+            with self._widener.widened(flats, draw) as pieces:
+                for piece, (weight, start, stop) in zip(pieces, group, strict=True):
+                    decay = self._weight_decay if _decays(weight) else 0.0
+                    if not self.momentum:
                         if decay:
                             piece.mul_(1.0 - lr * decay)
                         directions.add_gradient(piece, weight, start, stop, descent)
-                    else:
-                        v = velocity[start:stop].mul_(self.momentum)
-                        if decay:
-                            v.add_(piece, alpha=decay)
-                        directions.add_gradient(v, weight, start, stop, coefficients)
-                        piece.add_(v, alpha=-lr)
+                        continue
+                    v = self._velocity(weight)[start:stop].mul_(self.momentum)
+                    if decay:
+                        v.add_(piece, alpha=decay)
+                    directions.add_gradient(v, weight, start, stop, coefficients)
+                    piece.add_(v, alpha=-lr)
 
     def _velocity(self, weight: Weight) -> Tensor:
         """Returns v of a weight, shape (numel,), float32."""
@@ -90,3 +92,34 @@ class SGD(Update):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up velocities, in float32 whatever the weights are."""
         self._velocities = {name: velocity.clone() for name, velocity in state["velocities"].items()}
+
+
+def _decays(weight: Weight) -> bool:
+    return weight.parameter.ndim > 1
+
+
+Piece = tuple[Weight, int, int]
+"""Elements of a weight, from the one and to before the other."""
+
+
+def groups(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    """Groups pieces that are widened and rounded together: on a CPU each by itself, while it is in a cache.
+
+    Where launching work takes long, successive ones of a type and device are a group, as far as they fill a chunk.
+    """
+    group: list[Piece] = []
+    room = 0
+    kind: tuple[torch.device, torch.dtype] | None = None
+    for piece in pieces:
+        weight, start, stop = piece
+        parameter = weight.parameter
+        if group and (stop - start > room or kind != (parameter.device, parameter.dtype)):
+            yield group
+            group = []
+        if not group:
+            kind = parameter.device, parameter.dtype
+            room = 0 if parameter.device.type == "cpu" else chunk(parameter.device)
+        group.append(piece)
+        room -= stop - start
+    if group:
+        yield group

@@ -1,0 +1,156 @@
+"""Weights that are perturbed a layer at a time, as on a GPU, against views that perturb at each use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import layered, regression, same, seen_by, weights_of
+from zolit import CurvZO, MeZO, MeZOGreedy, ZerothOrder
+from zolit.perturbation import Gaussian
+from zolit.probing import ahead
+from zolit.probing.perturbed import PerturbedWeight
+from zolit.scratch import CHUNK
+
+METHODS: list[tuple[Callable[..., ZerothOrder], dict[str, Any]]] = [
+    (MeZO, {}),
+    (MeZO, {"directions": 3}),
+    (MeZO, {"perturbation": Gaussian()}),
+    (MeZOGreedy, {}),
+    (CurvZO, {}),
+    (CurvZO, {"blocks": "parameter"}),
+]
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Has layers perturbed as on a GPU, or not."""
+    return lambda on: monkeypatch.setattr(ahead, "pays", lambda device: on)
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runs_are_the_same_to_the_bit(
+    together: Callable[[bool], None],
+    method: Callable[..., ZerothOrder],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    runs, losses = [], []
+    for on in (False, True):
+        together(on)
+        model = layered(dtype)
+        optimizer, closure = method(model, lr=1e-3, **options), regression(model)
+        for _ in range(5):
+            optimizer.step(closure)
+        runs.append(weights_of(model))
+        losses.append(optimizer.last_step.losses)
+    assert same(*runs)
+    assert losses[0] == losses[1]
+
+
+def test_layers_find_plain_tensors_and_whoever_looks_from_outside_views(together: Callable[[bool], None]) -> None:
+    together(True)
+    model = layered()
+    optimizer, closure = MeZO(model), regression(model)
+    optimizer.step(closure)  # the first step finds out whether views will do
+    inside: list[type] = []
+    outside: list[type] = []
+    function = torch.nn.functional.linear
+
+    class Layer(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            inside.append(type(self.weight))
+            return function(inputs, self.weight, self.bias)
+
+    for layer in model.layers:
+        layer.__class__ = Layer
+
+    def looking() -> Tensor:
+        outside.append(type(model.layers[0].weight))
+        return closure()
+
+    before = seen_by(model)
+    optimizer.step(looking)
+    assert inside == [Tensor] * 4
+    assert outside == [PerturbedWeight] * 2
+    assert not same(seen_by(model), before)
+    assert all("weight" not in vars(module) for module in model.modules())
+
+
+def test_weights_are_back_when_a_layer_raises(together: Callable[[bool], None]) -> None:
+    together(True)
+    model = layered()
+    optimizer, closure = MeZO(model), regression(model)
+    optimizer.step(closure)
+    before = weights_of(model)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("from within")
+
+    handle = model.layers[1].register_forward_hook(fail)
+    with pytest.raises(KeyError, match="from within"):
+        optimizer.step(closure)
+    handle.remove()
+    assert same(weights_of(model), before)
+    assert same(seen_by(model), before)
+    assert not model.layers[0]._forward_pre_hooks
+    optimizer.step(closure)
+
+
+class Shared(nn.Module):
+    """Two layers with one matrix between them, and a large one besides."""
+
+    def __init__(self, large: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.layers[1].weight = self.layers[0].weight
+        self.wide = nn.Linear(8, large)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for layer in self.layers:
+            inputs = torch.tanh(layer(inputs))
+        return self.wide(inputs).square().mean(1)
+
+
+def test_weights_of_two_layers_keep_their_views(together: Callable[[bool], None]) -> None:
+    runs = []
+    for on in (False, True):
+        together(on)
+        torch.manual_seed(0)
+        model = Shared(16)
+        optimizer, inputs = MeZO(model, lr=1e-2), torch.randn(4, 8)
+        for _ in range(4):
+            optimizer.step(lambda: model(inputs))  # noqa: B023  # within this round
+        runs.append(weights_of(model))
+    assert same(*runs)
+
+
+def test_matrices_of_many_pieces(together: Callable[[bool], None]) -> None:
+    runs = []
+    for on in (False, True):
+        together(on)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.ModuleList([nn.Linear(1024, 1024), nn.Linear(1024, 4)]))
+        model.forward = lambda inputs: model[0][1](torch.tanh(model[0][0](inputs))).square().mean(1)  # noqa: B023
+        assert model[0][0].weight.numel() > CHUNK
+        optimizer, inputs = MeZO(model, lr=1e-3), torch.randn(4, 1024)
+        for _ in range(3):
+            optimizer.step(lambda: model(inputs))  # noqa: B023
+        runs.append(optimizer.last_step.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-6)
+
+
+def test_layers_that_hold_much_of_the_model_are_left_to_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zolit.blocks import trainable_weights
+    from zolit.probing.views import find_places
+
+    model = layered()
+    places = find_places(model, trainable_weights(model))
+    assert len(ahead.Ahead(model, places)._layers) == 2
+    monkeypatch.setattr(ahead, "_SMALL", 0)
+    assert not ahead.Ahead(model, places)._layers  # a third of the weights each
