@@ -129,6 +129,11 @@ class Directions:
         """Whether what ``draw`` returns stays as it is until the next step begins."""
         return self._perturbation.lasting and self._choice.mask is None
 
+    @property
+    def chunk(self) -> int:
+        """The most numbers that are drawn at a time."""
+        return self._perturbation.chunk
+
     def ranges(self, weight: Weight) -> Sequence[tuple[int, int]]:
         """Returns the (start, stop) of the pieces in which a weight's directions are drawn."""
         return self._perturbation.ranges(weight)
@@ -212,6 +217,14 @@ class Directions:
         wanted = ids.reshape(-1)
         rows = functional.embedding(wanted, origin)
         total = rows.float() if rows.dtype.itemsize == 2 else rows
+        if self._choice.mask is None:
+            moving = [(self.keys(weight)[i], c) for i, c in enumerate(coefficients) if c]
+            known = [(self._perturbation.rows(weight, key, wanted), c) for key, c in moving]
+            found = [(u, c) for u, c in known if u is not None]
+            if len(found) == len(moving):
+                for u, c in found:
+                    total.add_(u, alpha=c)
+                return total.to(origin.dtype).view(*ids.shape, origin.shape[1])
         width = origin.shape[1]
         for start, stop in self.ranges(weight):
             first, last = start // width, stop // width
@@ -261,14 +274,16 @@ class Directions:
                 self._measured[:, block] += factors.energies()
             factors.add(piece, start, stop, self._on(piece.device, coefficients), self._corrections[block])
             return
+        # A CPU would convert numbers of 16 bits slowly; a GPU adds them as they are.
+        dtype = torch.float32 if piece.device.type == "cpu" else weight.parameter.dtype
         for direction, coefficient in enumerate(coefficients):
-            u, factor = self.draw(direction, weight, start, stop)
+            u, factor = self.draw(direction, weight, start, stop, dtype)
             if self._choice.measure_energies and self._ranks.counts(weight):
                 known = None
                 if mask is None:
                     known = self._perturbation.energy(weight, self.keys(weight)[direction], start, stop)
                 if known is None:
-                    self._measured[direction, block] += factor**2 * torch.dot(u, u).to(self._device)
+                    self._measured[direction, block] += factor**2 * torch.dot(u.float(), u.float()).to(self._device)
                 else:
                     self._known[direction][block] += known
             if mask is not None:

@@ -49,7 +49,7 @@ class Widener:
         lengths = [piece.numel() for piece in pieces]
         total = sum(lengths)
         # Whole periods, so that random bits are added at once; what is beyond the end is of no account.
-        periods = self._wide.take(-(-total // _PERIOD) * _PERIOD, device).view(-1, _PERIOD)
+        periods = self._take(-(-total // _PERIOD) * _PERIOD, device).view(-1, _PERIOD)
         wide = periods.view(-1)[:total]
         copies = torch.split(wide, lengths)
         torch._foreach_copy_(copies, pieces)
@@ -61,6 +61,12 @@ class Widener:
             else:
                 _dither(periods, bits, dtype)
         torch._foreach_copy_(pieces, copies)
+
+    def _take(self, numel: int, device: torch.device) -> Tensor:
+        """Returns memory: kept for the next piece on a CPU; a GPU's allocator gives some at once, and takes it back."""
+        if device.type == "cpu":
+            return self._wide.take(numel, device)
+        return torch.empty(numel, dtype=torch.float32, device=device)
 
     def _bits(self, device: torch.device, offset: int) -> Tensor:
         """Returns all numbers of 16 bits in a random order that begins at an offset, int32, shape (2^16,).

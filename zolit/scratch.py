@@ -9,9 +9,16 @@ CHUNK = 1 << 19
 """Numbers worked on at a time on a CPU: 2 MiB of float32, about what a core's own cache holds."""
 
 
-def chunk(device: torch.device) -> int:
-    """Returns how many numbers are worked on at a time: eight times as many where launching work takes long."""
-    return CHUNK if device.type == "cpu" else 8 * CHUNK
+def chunk(device: torch.device, numel: int) -> int:
+    """Returns how many numbers are worked on at a time.
+
+    Where launching work takes long, the more the larger the model is: a 128th of it, as a power of two, 2^20 to 2^23.
+
+    Args:
+        device: Where.
+        numel: Trainable weights in all.
+    """
+    return CHUNK if device.type == "cpu" else 1 << min(max((numel >> 7).bit_length() - 1, 20), 23)
 
 
 class Scratch:

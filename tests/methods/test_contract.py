@@ -321,8 +321,8 @@ def test_weights_move_along_what_was_probed(name: str) -> None:
         before = weights_of(model)
         optimizer.step(seeing)
         for key, theta in before.items():
-            moved = (model.get_parameter(key).detach() - theta).flatten()
-            ways = torch.stack([(seen[key] - theta).flatten() for seen in probed])
+            moved = (model.get_parameter(key).detach() - theta).flatten().cpu()
+            ways = torch.stack([(seen[key] - theta).flatten() for seen in probed]).cpu()
             ways = ways[ways.norm(dim=1) > 0]
             if not moved.any():
                 continue

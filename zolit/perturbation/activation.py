@@ -70,7 +70,6 @@ class ActivationGuided(LowRank):
             keys, rows = tuple(dict.fromkeys(keys)), rows[[keys.index(key) for key in dict.fromkeys(keys)]]
         made = Mixtures(tuple(keys), rows)
         self._mixtures[weight] = made if known is None else known.joined(made)
-        self._last = None
 
     def _mixed(self, weight: Weight, keys: Sequence[int], inputs: Tensor, places: Tensor | None) -> Tensor:
         """Mixes each example's activations, shape (examples, r, d), of the weight's type."""
@@ -105,7 +104,7 @@ class ActivationGuided(LowRank):
         for weight, part in zip(guided, parts, strict=True):
             rows = part.to(weight.parameter.dtype).view(len(part), self.rank, -1)
             self._mixtures[weight] = Mixtures(tuple(every[weight]), rows)
-        self._last = None
+        self._known.clear()
 
     def _inputs(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
         mixtures = self._mixtures.get(weight)
@@ -113,7 +112,9 @@ class ActivationGuided(LowRank):
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of pools, buffers and mixtures."""
-        return super().scratch_bytes() + sum(mixtures.rows.nbytes for mixtures in self._mixtures.values())
+        guided = {weight for weight, _ in self._known} & self._mixtures.keys()  # of these, the inputs are mixtures
+        counted = sum(self._known[name].inputs.nbytes for name in self._known if name[0] in guided)
+        return super().scratch_bytes() - counted + sum(found.rows.nbytes for found in self._mixtures.values())
 
 
 class Mixtures(NamedTuple):

@@ -14,7 +14,7 @@ from zolit.blocks import Weight
 from zolit.closure import Look
 from zolit.perturbation.factors import Factors
 from zolit.ranks import Ranks
-from zolit.scratch import chunk
+from zolit.scratch import CHUNK, chunk
 
 if TYPE_CHECKING:  # who draw from a law, and thus import this room
     from zolit.directions import Directions
@@ -32,13 +32,17 @@ class Perturbation(ABC):
     Attributes:
         factored: Whether ``factors`` answers for every weight: such a law can give each example its own direction.
         lasting: Whether what is drawn stays as it is until the next step begins.
+        chunk: The most numbers that are drawn at a time.
     """
 
     factored: bool = False
     lasting: bool = False
+    chunk: int = CHUNK
 
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; called once, by the optimizer."""
+        device = next((w.parameter.device for w in weights if not w.parameter.is_meta), torch.device("cpu"))
+        self.chunk = chunk(device, sum(weight.parameter.numel() for weight in weights))
 
     def prepare(self, look: Look) -> None:
         """Sees, before a step's directions are drawn, what the law needs of the batch or of the model.
@@ -57,7 +61,7 @@ class Perturbation(ABC):
         Pieces of more than 64 rows have a multiple of 64, which matrix products like. Rows longer than a chunk are cut.
         """
         shape = weight.parameter.shape
-        return _pieces(shape[0] if len(shape) > 1 else shape.numel(), shape.numel(), chunk(weight.parameter.device))
+        return _pieces(shape[0] if len(shape) > 1 else shape.numel(), shape.numel(), self.chunk)
 
     @abstractmethod
     def draw(
@@ -76,6 +80,19 @@ class Perturbation(ABC):
             z, shape (stop - start,), float32 or of the type asked for, valid until the next draw, and a factor f: the
             direction is f·z.
         """
+
+    def rows(self, weight: Weight, key: int, ids: Tensor) -> Tensor | None:
+        """Returns rows of the direction of a matrix where the law knows them without drawing all of it, else None.
+
+        Args:
+            weight: A matrix, in pieces of whole rows.
+            key: What the draw is for.
+            ids: Which rows, int64, shape (m,).
+
+        Returns:
+            Shape (m, d), float32 or of the weight's type.
+        """
+        return None
 
     def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
         """Returns ‖f·z‖² of a piece where the law knows it without going through it, else None."""

@@ -42,6 +42,7 @@ class DiagonalCurvature(Perturbation):
 
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; see the base class."""
+        super().bind(weights)
         self._law.bind(weights)
 
     def begin(self, seed: int, step: int) -> None:

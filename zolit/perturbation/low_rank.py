@@ -16,7 +16,7 @@ from zolit.hashing import mix, mix_each, name_key
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.factors import Factors
 from zolit.perturbation.pool import ALIGNMENT, Pools
-from zolit.scratch import Scratch
+from zolit.scratch import CHUNK, Scratch
 
 _PURPOSE = name_key("low rank")
 
@@ -42,25 +42,33 @@ class LowRank(Perturbation):
     def __init__(self, rank: int = 1) -> None:
         require(rank >= 1, f"rank: a direction needs at least rank 1, not {rank}")
         self.rank = rank
-        self._pools = Pools(wide=False)
+        self._pools = Pools(2 * CHUNK, wide=False)
         self._scratch = Scratch()
-        self._last: tuple[Weight, tuple[int, ...]] | None = None
+        self._known: dict[tuple[Weight, tuple[int, ...]], Factors] = {}
         self._cuts: dict[tuple[Weight, tuple[int, ...]], Cut] = {}
+
+    def bind(self, weights: Sequence[Weight]) -> None:
+        """Makes pools that go with the chunks; see the base class."""
+        super().bind(weights)
+        self._pools = Pools(2 * self.chunk, wide=False)
 
     def begin(self, seed: int, step: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
         self._pools.begin(mix(seed, step, _PURPOSE))
-        self._last = None
+        self._known.clear()
         self._cuts.clear()
 
     def factors(self, weight: Weight, keys: Sequence[int]) -> Factors:
         """Cuts the factors of several directions of a weight out of the pool; see the base class."""
         name = (weight, tuple(keys))
-        if self._last != name:
+        factors = self._known.get(name)
+        if factors is None:
             if name not in self._cuts:
                 self.expect({weight: keys})
-            self._last, self._factors = name, self._made(weight, keys, self._cuts[name])
-        return self._factors
+            if weight.parameter.device.type == "cpu":
+                self._known.clear()  # of several weights they would not stay in a cache; a GPU keeps a step's
+            factors = self._known[name] = self._made(weight, keys, self._cuts[name])
+        return factors
 
     def expect(self, keys: Mapping[Weight, Sequence[int]]) -> None:
         """Hashes where the factors of all weights begin in the pool, at once; see the base class."""
@@ -99,8 +107,9 @@ class LowRank(Perturbation):
         return piece, 1.0
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes of the pools and of the buffer that pieces are multiplied out in."""
-        return self._scratch.bytes() + self._pools.bytes()
+        """Returns the bytes of the pools, of kept factors and of the buffer that pieces are multiplied out in."""
+        kept = sum(factors.outputs.nbytes + factors.inputs.nbytes for factors in self._known.values())
+        return self._scratch.bytes() + self._pools.bytes() + kept
 
 
 class Cut(NamedTuple):

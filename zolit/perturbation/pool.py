@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from zolit.errors import require
 from zolit.hashing import mix, name_key
 from zolit.perturbation.base import Perturbation
 from zolit.perturbation.gaussian import box_muller, hashed
-from zolit.scratch import CHUNK, Generators, chunk
+from zolit.scratch import CHUNK, Generators
 
 _PURPOSE = name_key("pool")
 ALIGNMENT = 64
@@ -31,7 +32,7 @@ class GaussianPool(Perturbation):
     Weights of 16 bits get the pool's numbers rounded to their type, in probes and updates alike.
 
     Args:
-        chunks: Size of the pool in chunks (2^19 numbers on a CPU, 2^22 elsewhere), at least 2.
+        chunks: Size of the pool in chunks (2^19 numbers on a CPU, more elsewhere), at least 2.
 
     Raises:
         UserError: If that is too small.
@@ -41,8 +42,14 @@ class GaussianPool(Perturbation):
 
     def __init__(self, chunks: int = 2) -> None:
         require(chunks >= 2, f"chunks: a pool needs at least 2, not {chunks}")
-        self._pools = Pools(chunks)
+        self._chunks = chunks
+        self._pools = Pools(chunks * CHUNK)
         self._cuts: dict[tuple[int, int, int], _Cut] = {}
+
+    def bind(self, weights: Sequence[Weight]) -> None:
+        """Makes pools that go with the chunks; see the base class."""
+        super().bind(weights)
+        self._pools = Pools(self._chunks * self.chunk)
 
     def begin(self, seed: int, step: int) -> None:
         """Has the pools drawn anew when they are next needed; see the base class."""
@@ -63,9 +70,23 @@ class GaussianPool(Perturbation):
     def draw(
         self, weight: Weight, key: int, start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, float]:
-        """Cuts a piece out of the pool, without a copy; see the base class."""
+        """Cuts a piece out of the pool, on a CPU without a copy; see the base class."""
         cut = self._cut(weight, key, start, stop)
-        return (cut.narrow if dtype.itemsize == 2 else cut.wide), cut.sign
+        return (cut.narrow if dtype.itemsize == 2 else cut.wide.float()), cut.sign
+
+    def rows(self, weight: Weight, key: int, ids: Tensor) -> Tensor | None:
+        """Gathers rows out of the pool on a GPU, by few calls; see the base class."""
+        if ids.device.type == "cpu":
+            return None
+        width, ranges = weight.parameter.shape[1], self.ranges(weight)
+        cuts = [self._cut(weight, key, start, stop) for start, stop in ranges]
+        offsets = torch.tensor([cut.offset for cut in cuts]).to(ids.device, non_blocking=True)
+        pool = cuts[0].pool.narrow
+        signs = torch.tensor([cut.sign for cut in cuts], dtype=pool.dtype).to(ids.device, non_blocking=True)
+        length = ranges[0][1] // width
+        piece = ids // length
+        first = offsets[piece] + (ids - piece * length) * width
+        return pool[first.unsqueeze(1) + torch.arange(width, device=ids.device)] * signs[piece].unsqueeze(1)
 
     def energy(self, weight: Weight, key: int, start: int, stop: int) -> float | None:
         """Looks ‖f·z‖² up in a table of sums, for which a GPU is waited for once a step; see the base class.
@@ -96,12 +117,12 @@ class Pools:
     """A pool for each device and type of weights, drawn anew each step.
 
     Args:
-        chunks: Size of a pool in chunks.
-        wide: Whether the numbers are kept in float32 too where weights have 16 bits.
+        numel: How many numbers a pool has.
+        wide: Whether a CPU keeps the numbers in float32 too where weights have 16 bits: it would convert them slowly.
     """
 
-    def __init__(self, chunks: int = 2, wide: bool = True) -> None:
-        self._chunks = chunks
+    def __init__(self, numel: int, wide: bool = True) -> None:
+        self._numel = numel
         self._wide = wide
         self._key = 0
         self._pools: dict[tuple[torch.device, torch.dtype], Pool] = {}
@@ -116,7 +137,7 @@ class Pools:
         kind = (device, dtype if dtype.itemsize == 2 else torch.float32)
         pool = self._pools.get(kind)
         if pool is None:
-            pool = self._pools[kind] = Pool(self._chunks * chunk(device), *kind, self._wide)
+            pool = self._pools[kind] = Pool(self._numel, *kind, self._wide and device.type == "cpu")
         if pool.key != self._key:
             pool.refill(self._key)
         return pool
@@ -168,7 +189,7 @@ class Pool:
     def energy(self, start: int, stop: int) -> float:
         """Returns the sum of squares from a multiple of 64 on."""
         if self._sums is None:
-            squares = self.wide.view(-1, ALIGNMENT).square().sum(1).cpu().double()
+            squares = self.wide.float().view(-1, ALIGNMENT).square().sum(1).cpu().double()
             # On a CPU, as a GPU's running sums are rounded another way each time.
             self._sums = functional.pad(squares.cumsum(0), (1, 0)).numpy()
         whole = stop - (stop - start) % ALIGNMENT

@@ -49,6 +49,8 @@ class ActivationSubspace(LowRank):
 
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; see the base class."""
+        super().bind(weights)
+        self._dense.bind(weights)
         self._weights = {id(weight.parameter): weight for weight in weights}
 
     def prepare(self, look: Look) -> None:

@@ -56,15 +56,17 @@ class OrthogonalSubspace(LowRank):
         if theta.ndim == 1:
             return super().factors(weight, keys)
         name = (weight, tuple(keys))
-        if self._last != name:
+        factors = self._known.get(name)
+        if factors is None:
             u, v = self._basis(weight)
             rank = u.shape[1]
             z = torch.stack([self._normal(key, weight, rank, rank) for key in keys])
             dtype = theta.dtype if theta.dtype.itemsize == 2 else torch.float32
             outputs, inputs = (u @ z).mT.to(dtype), v.t().to(dtype).expand(len(keys), -1, -1)
             scale = theta.numel() ** 0.5 / rank if self._scale else 1.0
-            self._last, self._factors = name, Factors(outputs, inputs, z.new_full((len(keys), rank), scale))
-        return self._factors
+            self._known.clear()
+            factors = self._known[name] = Factors(outputs, inputs, z.new_full((len(keys), rank), scale))
+        return factors
 
     def _basis(self, weight: Weight) -> tuple[Tensor, Tensor]:
         """Returns U and V of the present period, shapes (n, r) and (d, r), float32."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from zolit.directions import Directions
 from zolit.probing.products import NotJointError, Query, copies, embedding, linear, scale
 from zolit.probing.views import WeightView
-from zolit.scratch import Scratch, chunk
+from zolit.scratch import Scratch
 
 
 class Probe:
@@ -50,7 +50,7 @@ class PerturbedWeight(WeightView):
     def row(self) -> int:
         """Length of a row of a matrix whose pieces are whole rows; 0 for other weights."""
         width = self.theta.shape[-1] if self.theta.ndim == 2 else 0
-        return width if width <= chunk(self.theta.device) else 0
+        return width if width <= self.probe.directions.chunk else 0
 
     @property
     def pieces(self) -> Sequence[tuple[int, int, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zolit.scratch import Scratch, chunk
+from zolit.scratch import Scratch
 
 if TYPE_CHECKING:
     from zolit.probing.perturbed import PerturbedWeight, Probe
@@ -58,7 +58,7 @@ def linear(inputs: Tensor, weight: PerturbedWeight, biases: Sequence[Tensor | No
     if len(queries) > 1 and inputs.ndim == 1:
         raise NotJointError
     parts = copies(inputs.reshape(-1, width), weight.probe)
-    whole = theta.numel() <= _WHOLE * chunk(theta.device)
+    whole = theta.numel() <= _WHOLE * weight.probe.directions.chunk
     cast = torch.is_autocast_enabled(inputs.device.type)
     pieces = weight.pieces
     if whole and len(queries) == 1:

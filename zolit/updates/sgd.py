@@ -14,7 +14,6 @@ from zolit.directions import Directions
 from zolit.errors import require, require_one_of
 from zolit.hashing import mix
 from zolit.rounding import Rounding, Widener
-from zolit.scratch import chunk
 from zolit.updates.base import Update
 
 
@@ -98,6 +97,8 @@ def _decays(weight: Weight) -> bool:
     return weight.parameter.ndim > 1
 
 
+_TOGETHER = 1 << 22
+
 Piece = tuple[Weight, int, int]
 """Elements of a weight, from the one and to before the other."""
 
@@ -105,7 +106,8 @@ Piece = tuple[Weight, int, int]
 def groups(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
     """Groups pieces that are widened and rounded together: on a CPU each by itself, while it is in a cache.
 
-    Where launching work takes long, successive ones of a type and device are a group, as far as they fill a chunk.
+    Where launching work takes long, successive ones of a type and device are a group, of up to 4 million numbers if
+    they are not larger.
     """
     group: list[Piece] = []
     room = 0
@@ -118,7 +120,7 @@ def groups(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
             group = []
         if not group:
             kind = parameter.device, parameter.dtype
-            room = 0 if parameter.device.type == "cpu" else chunk(parameter.device)
+            room = 0 if parameter.device.type == "cpu" else _TOGETHER
         group.append(piece)
         room -= stop - start
     if group:
