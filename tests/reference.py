@@ -75,6 +75,7 @@ class Naive:
 
         self._weights = trainable_weights(self.model)
         self._theta = {w.name: w.parameter.data for w in self._weights}
+        self.perturbation.bind(self._weights)
 
     def _probabilities(self, count: int) -> Tensor:
         """π of the next step from s̄: eqs. (18)-(20) and (31), with exploration."""

@@ -31,7 +31,9 @@ def waits() -> Callable[[Callable[[], object]], list[str]]:
     """Lists where the host waits for the device during a call."""
 
     def count(call: Callable[[], object]) -> list[str]:
-        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode is a prototype
+            torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

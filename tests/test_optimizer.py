@@ -46,7 +46,7 @@ class Spoiled:
             if self._per_example:
                 losses[3] = self._value
             else:
-                losses = torch.full((), self._value)
+                losses = losses.new_full((), self._value)
         self.calls += 1
         return losses
 

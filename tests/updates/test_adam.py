@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import layered, regression, weights_of
+from tests.tiny import DEVICE, layered, regression, weights_of
 from zolit import FirstOrder, UserError, ZerothOrder
 from zolit.updates import SGD, Adam
 
@@ -70,7 +70,7 @@ def test_zeroth_order_adam_is_torchs_fed_with_the_estimate(dtype: torch.dtype) -
 
 def _look(model: nn.Module, loss: float) -> Tensor:
     """Computes with every weight, as a probe wants, and answers what it is told."""
-    model(torch.zeros(1, 4, dtype=torch.float64))
+    model(torch.zeros(1, 4, dtype=torch.float64, device=DEVICE))
     return torch.tensor(loss, dtype=torch.float64)
 
 
