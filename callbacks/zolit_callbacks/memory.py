@@ -40,7 +40,7 @@ class Gauge(ABC):
 
 
 class _CudaGauge(Gauge):
-    """The caching allocator's own statistics. Not measured on a GPU."""
+    """The caching allocator's own statistics."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

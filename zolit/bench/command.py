@@ -78,7 +78,7 @@ def bench(
         tokens: Tokens of each example.
         seconds: Time for the rounds of each precision; at least three are made.
         device: Where to; auto is CUDA where there is one.
-        perturbation: The law of directions; default is a pool on a CPU and gaussian elsewhere.
+        perturbation: The law of directions; default is the method's own, a pool.
         probing: streamed, joint and in_place, or some of them, with commas between them.
         json: Write all that was found out to this file.
 
