@@ -63,7 +63,8 @@ class GaussianPool(Perturbation):
             pool = self._pools.of(weight)
             draw, numel = mix(key, start), stop - start
             offset = (draw >> 1) % ((pool.wide.numel() - numel) // ALIGNMENT + 1) * ALIGNMENT
-            wide, narrow = pool.wide[offset : offset + numel], pool.narrow[offset : offset + numel]
+            narrow = pool.narrow[offset : offset + numel]
+            wide = narrow if pool.wide is pool.narrow else pool.wide[offset : offset + numel]
             cut = self._cuts[key, start, stop] = _Cut(wide, narrow, 1.0 if draw & 1 else -1.0, pool, offset)
         return cut
 

@@ -21,7 +21,7 @@ _SMALL = 1 << 24
 
 def pays(device: torch.device) -> bool:
     """Tells whether a layer's weights are better perturbed together: a CPU would rather find each in its cache."""
-    return device.type != "cpu"
+    return device.type not in ("cpu", "meta")
 
 
 class Ahead:
@@ -112,12 +112,12 @@ class _Together:
         """Returns what is to be added, by factors; weights that are drawn in several pieces are left out."""
         sums = self._sums.get(direction)
         if sums is None:
-            sums = self._sums[direction] = {}
+            sums, directions = {}, self._probe.directions
+            self._sums[direction] = sums
             for index, view in enumerate(self._views):
-                if len(view.pieces) == 1:
-                    ((start, stop, _),) = view.pieces
-                    directions, theta = self._probe.directions, view.theta
-                    u, factor = directions.draw(direction, view.weight, start, stop, theta.dtype)
+                ranges, theta = directions.ranges(view.weight), view.theta
+                if len(ranges) == 1:
+                    u, factor = directions.draw(direction, view.weight, *ranges[0], theta.dtype)
                     group = sums.setdefault(factor, _Sum([], [], []))
                     group.members.append(index)
                     group.thetas.append(theta)
