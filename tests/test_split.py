@@ -61,7 +61,7 @@ def test_a_run_goes_on_and_is_tested_with_the_best_weights(tmp_path: Path) -> No
     assert any(not torch.equal(weight, resumed["state_dict"][name]) for name, weight in half["state_dict"].items())
 
 
-@pytest.mark.parametrize("task", ["copa", "squad"])
+@pytest.mark.parametrize("task", [pytest.param("copa", marks=pytest.mark.slow), "squad"])
 def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
     """Without caches, whose lengths a process without the first layer would not know."""
     file = write(tmp_path / "data.jsonl", records(task, 24))
@@ -76,7 +76,7 @@ def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
         (found,) = (tmp_path / str(devices)).rglob("summary.json")
         summaries.append(json.loads(found.read_text()))
     names = [f"{summaries[0]['metric']}_{when}" for when in ("before", "after")] + ["loss_before", "loss_after"]
-    assert [summaries[0][name] for name in names] == [summaries[1][name] for name in names]
+    assert [summaries[0][name] for name in names] == pytest.approx([summaries[1][name] for name in names], rel=1e-5)
 
 
 def test_methods_that_look_at_all_weights_are_refused() -> None:

@@ -144,7 +144,7 @@ class Directions:
             seeds = np.array([mix(mix(name, onto=self._seed)) for name in self.names], dtype=np.uint64)
             keys = mix_each([[weight.key] for weight in self.weights], seeds)
             self._keys = dict(zip(self.weights, keys.tolist(), strict=True))
-            self._perturbation.expect(self._keys)
+            self._perturbation.expect({w: keys for w, keys in self._keys.items() if not w.parameter.is_meta})
         return self._keys[weight]
 
     def factors(self, weight: Weight, first: int, stop: int) -> Factors | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,19 @@ CHUNK = 1 << 19
 """Numbers worked on at a time on a CPU: 2 MiB of float32, about what a core's own cache holds."""
 
 
-def chunk(device: torch.device, numel: int) -> int:
-    """Returns how many numbers are worked on at a time.
+def chunk(device: torch.device, sizes: Sequence[int]) -> int:
+    """Returns how many numbers are worked on at a time, a power of two.
 
-    Where launching work takes long, the more the larger the model is: a 128th of it, as a power of two, 2^20 to 2^23.
+    On a CPU 2^19 and, so that no pool is larger than it need be, not more than twice to four times the largest weight,
+    but at least 2^15. Where launching work takes long, the more the larger the model is: a 128th of it, 2^20 to 2^23.
 
     Args:
         device: Where.
-        numel: Trainable weights in all.
+        sizes: Of all trainable weights.
     """
-    return CHUNK if device.type == "cpu" else 1 << min(max((numel >> 7).bit_length() - 1, 20), 23)
+    if device.type == "cpu":
+        return min(max(1 << (2 * max(sizes)).bit_length(), 1 << 15), CHUNK)
+    return 1 << min(max((sum(sizes) >> 7).bit_length() - 1, 20), 23)
 
 
 class Scratch:

@@ -1,4 +1,4 @@
-"""Draws what ``convergence.py`` wrote: held-out loss and accuracy against forwards.
+"""Draws what ``convergence.py`` wrote: held-out loss and accuracy against forwards, and loss against seconds.
 
 python docs/studies/convergence_plot.py docs/studies/convergence.csv docs/images/per-example.png full
 python docs/studies/convergence_plot.py docs/studies/convergence.csv docs/images/lora.png lora full
@@ -34,19 +34,23 @@ def main(file: Path, image: Path, *tunings: str) -> None:
         kept = ("MeZO", "CurvZO", "AdamW")
         found = [row for row in found if row["method"] in kept and "directions" not in row["options"]]
         found = [row for row in found if int(row["forwards"]) <= 400]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
     names = ("tuning", "method", "lr", "decay", "options")
     for drawn, (label, color) in LABELS.items():
         own = [row for row in found if tuple(row[name] for name in names) == drawn and drawn[0] in tunings]
         for number, seed in enumerate(dict.fromkeys(row["seed"] for row in own)):
             run = longest([row for row in own if row["seed"] == seed])
-            for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-                x, y = [int(row["forwards"]) for row in run], [float(row[name]) for row in run]
+            panels = (("loss", "forwards"), ("accuracy", "forwards"), ("loss", "seconds"))
+            for axis, (name, spent) in zip(axes, panels, strict=True):
+                x, y = [float(row[spent]) for row in run], [float(row[name]) for row in run]
                 style = "--" if drawn[0] == "full" and both else "-"
                 axis.plot(x, y, style, color=color, label=None if number else label)
                 axis.set_title(f"held-out {name}")
-                axis.set_xlabel("forward passes")
-    axes[0].set_ylim(0.28, 1.1 if both else 0.7)
+                axis.set_xlabel(
+                    "forward passes" if spent == "forwards" else "seconds, one thread, other runs beside it"
+                )
+    for axis in (axes[0], axes[2]):
+        axis.set_ylim(0.28, 1.1 if both else 0.7)
     axes[1].set_ylim(0.5 if both else 0.6, 0.92)
     axes[0 if both else 1].legend(fontsize=8)
     figure.tight_layout()

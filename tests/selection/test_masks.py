@@ -51,7 +51,7 @@ def test_small_weights_move_and_no_others(dtype: torch.dtype) -> None:
 def test_mask_is_made_anew_when_it_is_due() -> None:
     """And only then: the weights that a step perturbs are small by what θ was when the mask was made."""
     model = layered()
-    optimizer, closure = SparseMeZO(model, lr=0.3, eps=1e-2, density=0.3, refresh=4), regression(model)
+    optimizer, closure = SparseMeZO(model, lr=0.03, density=0.3, refresh=4), regression(model)
     perturbed = []
     for _ in range(9):
         theta, seen = weights_of(model), []

@@ -42,7 +42,7 @@ class Perturbation(ABC):
     def bind(self, weights: Sequence[Weight]) -> None:
         """Takes all trainable weights; called once, by the optimizer."""
         device = next((w.parameter.device for w in weights if not w.parameter.is_meta), torch.device("cpu"))
-        self.chunk = chunk(device, sum(weight.parameter.numel() for weight in weights))
+        self.chunk = chunk(device, [weight.parameter.numel() for weight in weights])
 
     def prepare(self, look: Look) -> None:
         """Sees, before a step's directions are drawn, what the law needs of the batch or of the model.

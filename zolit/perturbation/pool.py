@@ -26,13 +26,13 @@ class GaussianPool(Perturbation):
 
     A piece has its own offset and its own sign, hashed from what it is for. Since the pool is drawn anew, a piece is
     as normal as numbers drawn for it alone: E[uuᵀ] = I holds exactly, and not for the few directions of a pool that
-    stays. Two pieces of one step may hold the same numbers, shifted; their signs make them uncorrelated. A pool takes
-    2^20 draws a step however large the model is.
+    stays. Two pieces of one step may hold the same numbers, shifted; their signs make them uncorrelated. On a CPU a
+    pool takes at most 2^20 draws a step however large the model is.
 
     Weights of 16 bits get the pool's numbers rounded to their type, in probes and updates alike.
 
     Args:
-        chunks: Size of the pool in chunks (2^19 numbers on a CPU, more elsewhere), at least 2.
+        chunks: Size of the pool in chunks (on a CPU up to 2^19 numbers, elsewhere up to 2^23), at least 2.
 
     Raises:
         UserError: If that is too small.
@@ -152,7 +152,7 @@ class Pool:
     """Numbers for the weights of one device and type, scaled to mean square 1.
 
     Args:
-        numel: How many; on a CPU a multiple of 2^19.
+        numel: How many; a multiple of 64.
         device: Where.
         dtype: What the weights' type is.
         wide: Whether the numbers are kept in float32 too where that has 16 bits.
@@ -177,8 +177,8 @@ class Pool:
         self.key = key
         drawn = self.wide if self.wide.dtype == torch.float32 else torch.empty_like(self.narrow, dtype=torch.float32)
         if drawn.device.type == "cpu":
-            for index, part in enumerate(torch.chunk(drawn, drawn.numel() // CHUNK)):
-                bits = torch.empty(CHUNK, dtype=torch.int32)
+            for index, part in enumerate(torch.split(drawn, CHUNK)):
+                bits = torch.empty(part.numel(), dtype=torch.int32)
                 box_muller(hashed(mix(key, index), bits, part.view(torch.int32)), part)
         else:
             drawn.normal_(generator=self._generators.seeded(key, drawn.device))
