@@ -217,7 +217,7 @@ class Directions:
         wanted = ids.reshape(-1)
         rows = functional.embedding(wanted, origin)
         total = rows.float() if rows.dtype.itemsize == 2 else rows
-        if self._choice.mask is None:
+        if ids.device.type != "cpu" and self._choice.mask is None:  # a CPU has pieces in its cache sooner
             moving = [(self.keys(weight)[i], c) for i, c in enumerate(coefficients) if c]
             known = [(self._perturbation.rows(weight, key, wanted), c) for key, c in moving]
             found = [(u, c) for u, c in known if u is not None]

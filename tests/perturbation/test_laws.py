@@ -236,3 +236,13 @@ def test_scratch_is_a_chunk_whatever_the_weights(law: Perturbation) -> None:
     for numel in (10, 2 * CHUNK + 1):
         whole(law, weight(numel), 1)
     assert 0 < law.scratch_bytes() <= 8 * CHUNK + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_pool_are_those_of_the_pieces(dtype: torch.dtype) -> None:
+    law, to = GaussianPool(), Weight("w", nn.Parameter(torch.zeros(3000, 500, dtype=dtype)), name_key("w"))
+    law.begin(0, 3)
+    ids = torch.tensor([0, 2999, 1, 1023, 1024, 1047, 1048, 7])
+    whole_rows = torch.cat([factor * z for z, factor in (law.draw(to, 5, *ends, dtype) for ends in law.ranges(to))])
+    assert len(law.ranges(to)) > 2
+    assert torch.equal(law.rows(to, 5, ids), whole_rows.view(3000, 500)[ids])

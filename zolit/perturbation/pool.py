@@ -76,9 +76,7 @@ class GaussianPool(Perturbation):
         return (cut.narrow if dtype.itemsize == 2 else cut.wide.float()), cut.sign
 
     def rows(self, weight: Weight, key: int, ids: Tensor) -> Tensor | None:
-        """Gathers rows out of the pool on a GPU, by few calls; see the base class."""
-        if ids.device.type == "cpu":
-            return None
+        """Gathers rows out of the pool, by few calls; see the base class."""
         width, ranges = weight.parameter.shape[1], self.ranges(weight)
         cuts = [self._cut(weight, key, start, stop) for start, stop in ranges]
         offsets = torch.tensor([cut.offset for cut in cuts]).to(ids.device, non_blocking=True)
