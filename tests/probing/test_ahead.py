@@ -57,7 +57,6 @@ def test_layers_find_plain_tensors_and_whoever_looks_from_outside_views(together
     together(True)
     model = layered()
     optimizer, closure = MeZO(model), regression(model)
-    optimizer.step(closure)  # the first step finds out whether views will do
     inside: list[type] = []
     outside: list[type] = []
     function = torch.nn.functional.linear
@@ -100,6 +99,27 @@ def test_weights_are_back_when_a_layer_raises(together: Callable[[bool], None]) 
     assert same(seen_by(model), before)
     assert not model.layers[0]._forward_pre_hooks
     optimizer.step(closure)
+
+
+class Hoarder(nn.Linear):
+    """A layer that computes with what it took note of when it was made."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+        self.noted = [self.weight]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, self.noted[0], self.bias)
+
+
+def test_a_layer_that_reads_weights_past_attributes_is_found_out(together: Callable[[bool], None]) -> None:
+    together(True)
+    model = layered()
+    model.layers[1] = Hoarder()
+    optimizer, closure = MeZO(model), regression(model)
+    with pytest.warns(UserWarning, match="elsewhere than in its modules' attributes"):
+        optimizer.step(closure)
+    assert optimizer.last_step.losses[0] != optimizer.last_step.losses[1]
 
 
 class Shared(nn.Module):
