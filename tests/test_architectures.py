@@ -98,7 +98,7 @@ def test_fit_validate_predict_export(zolit: Fit, folder: Path, tmp_path: Path, p
 @pytest.mark.parametrize("folder", ["llama", "roberta"], indirect=True)
 def test_lora_is_merged_by_export(zolit: Fit, folder: Path, tmp_path: Path) -> None:
     options = [*words(tmp_path), f"--model.name_or_path={folder}", "--config=configs/tuning/lora.yaml"]
-    short = ["--model.optimizer.lr=1", "--trainer.max_steps=3", "--trainer.log_every_n_steps=1"]
+    short = ["--model.optimizer.lr=1", "--trainer.max_steps=12", "--trainer.log_every_n_steps=1"]
     fitted = zolit("fit", *options, *short, **QUIET)
     (batch, *_) = fitted.datamodule.val_dataloader()
     run([f"--ckpt_path={summary(tmp_path)['checkpoint']}", f"--output={tmp_path / 'plain'}"])
