@@ -123,7 +123,7 @@ class Naive:
         masks: dict[str, Tensor | float] = dict.fromkeys(names, 1.0)
         chances: dict[str, Tensor | float] = dict.fromkeys(names, 1.0)
         if self.per_parameter:
-            masks, chances = self._sample_parameters()  # type: ignore[assignment]
+            masks, chances = self._sample_parameters()  # type: ignore[assignment]  # of tensors, not of plain ones
         elif self.blocks is not None:
             m, pi = self._sample_blocks()
             for b, members in enumerate(self.blocks.values()):
@@ -142,7 +142,10 @@ class Naive:
             us.append(u)
         self.moved = us
         for name in names:
-            ghat = sum(d / self.q * u[name].to(origin[name].dtype) / chances[name] for d, u in zip(derivatives, us))  # noqa: B905
+            ghat = sum(
+                d / self.q * u[name].to(origin[name].dtype) / chances[name]
+                for d, u in zip(derivatives, us, strict=True)
+            )
             decay = self.weight_decay if origin[name].ndim > 1 else 0.0
             ghat = ghat + decay * origin[name]
             if self.momentum:

@@ -46,7 +46,7 @@ def waits() -> Callable[[Callable[[], object]], list[str]]:
 
 
 UNTIMELY = ("parameters", "made anew", "profiled anew", "dizo, often", "zo-act", "dominant", "hi-zfo")
-"""Forms that look at weights or masks every step, and say on their pages that they do."""
+"""Forms that read weights, masks or blocks back in a step."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -63,7 +63,7 @@ def test_a_run_goes_on_and_is_tested_with_the_best_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("task", [pytest.param("copa", marks=pytest.mark.slow), "squad"])
 def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
-    """Without caches, whose lengths a process without the first layer would not know."""
+    """To rounding, and without caches, whose lengths a process without the first layer would not know."""
     file = write(tmp_path / "data.jsonl", records(task, 24))
     options = [f"--config=configs/task/{task}.yaml", "--config=configs/tuning/lora.yaml"]
     options += ["--model.tuning.targets=[q_proj,v_proj]"]

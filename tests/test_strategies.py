@@ -60,7 +60,15 @@ def test_two_ranks_agree_to_the_bit_through_two_floats_a_step(tmp_path: Path, pr
             torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "guided"), [("32-true", "true"), ("bf16-true", "false")])
+@pytest.mark.parametrize(
+    ("precision", "guided"),
+    [
+        ("32-true", "false"),
+        ("bf16-true", "true"),
+        pytest.param("32-true", "true", marks=pytest.mark.slow),
+        pytest.param("bf16-true", "false", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_draw_one_anothers_directions(tmp_path: Path, precision: str, guided: str) -> None:
     plain = (
         "--config=configs/method/per-example.yaml",

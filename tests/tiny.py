@@ -22,7 +22,7 @@ class LinearLoss(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros_like(gradient)))
 
     def forward(self) -> Tensor:
-        return sum((self.get_parameter(name) * g).sum() for name, g in self.gradients.items())  # type: ignore[return-value]
+        return sum((self.get_parameter(name) * g).sum() for name, g in self.gradients.items())  # type: ignore[return-value]  # sum begins at 0
 
     @torch.no_grad()
     def take(self) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class Layered(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.embed(inputs)
-        for layer in self.layers:  # type: ignore[union-attr]
+        for layer in self.layers:  # type: ignore[union-attr]  # a ModuleList
             hidden = hidden + torch.tanh(layer(hidden))
         answer: Tensor = self.head(self.norm(hidden))
         return answer.squeeze(-1)

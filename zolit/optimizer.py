@@ -39,7 +39,8 @@ class ZerothOrder(torch.optim.Optimizer):
     """Estimates gradients from forward passes alone and descends along them.
 
     The loss goes to the host once per call of the estimator's ``evaluate`` (two-point SPSA: once a step), and so do,
-    with curvature selection, one number per block; a step waits for nothing else.
+    with curvature selection, one number per block and a table of the pool's sums. MeZO's step waits for nothing else;
+    methods that look at weights or masks do.
 
     Example:
         >>> model = torch.nn.Linear(4, 1)

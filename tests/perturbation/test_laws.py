@@ -11,7 +11,7 @@ from zolit.choice import Choice
 from zolit.directions import Directions
 from zolit.hashing import mix, name_key
 from zolit.perturbation import Gaussian, GaussianPool, Perturbation, Rademacher
-from zolit.scratch import CHUNK
+from zolit.scratch import CHUNK, chunk
 
 LAWS = [Gaussian, Rademacher, GaussianPool]
 
@@ -246,3 +246,28 @@ def test_rows_of_a_pool_are_those_of_the_pieces(dtype: torch.dtype) -> None:
     whole_rows = torch.cat([factor * z for z, factor in (law.draw(to, 5, *ends, dtype) for ends in law.ranges(to))])
     assert len(law.ranges(to)) > 2
     assert torch.equal(law.rows(to, 5, ids), whole_rows.view(3000, 500)[ids])
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "expected"),
+    [
+        ("cpu", [132], 1 << 15),
+        ("cpu", [1000, 47_616], 1 << 17),
+        ("cpu", [1 << 17], CHUNK),
+        ("cpu", [1 << 30], CHUNK),
+        ("cuda", [132], 1 << 20),
+        ("cuda", [1 << 20] * 512, 1 << 22),
+        ("cuda", [7_000_000_000], 1 << 23),
+    ],
+)
+def test_chunks_go_with_the_model(device: str, sizes: list[int], expected: int) -> None:
+    assert chunk(torch.device(device), sizes) == expected
+
+
+def test_a_bound_law_has_a_pool_of_two_chunks() -> None:
+    law, to = GaussianPool(), weight(132)
+    law.bind([to])
+    law.begin(0, 1)
+    assert law.chunk == 1 << 15
+    assert whole(law, to, 1).shape == (132,)
+    assert law.scratch_bytes() == 2 * (1 << 15) * 4

@@ -123,13 +123,13 @@ def test_a_layer_that_reads_weights_past_attributes_is_found_out(together: Calla
 
 
 class Shared(nn.Module):
-    """Two layers with one matrix between them, and a large one besides."""
+    """Two layers with one matrix between them, and another besides."""
 
-    def __init__(self, large: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
         self.layers[1].weight = self.layers[0].weight
-        self.wide = nn.Linear(8, large)
+        self.wide = nn.Linear(8, 16)
 
     def forward(self, inputs: Tensor) -> Tensor:
         for layer in self.layers:
@@ -137,32 +137,45 @@ class Shared(nn.Module):
         return self.wide(inputs).square().mean(1)
 
 
+def stepped(make: Callable[[], nn.Module], width: int) -> tuple[nn.Module, MeZO]:
+    """A fresh model after four steps on its own outputs."""
+    torch.manual_seed(0)
+    model, inputs = make(), torch.randn(4, width)
+    optimizer = MeZO(model, lr=1e-3)
+    for _ in range(4):
+        optimizer.step(lambda: model(inputs))
+    return model, optimizer
+
+
 def test_weights_of_two_layers_keep_their_views(together: Callable[[bool], None]) -> None:
     runs = []
     for on in (False, True):
         together(on)
-        torch.manual_seed(0)
-        model = Shared(16)
-        optimizer, inputs = MeZO(model, lr=1e-2), torch.randn(4, 8)
-        for _ in range(4):
-            optimizer.step(lambda: model(inputs))  # noqa: B023  # within this round
+        model, _ = stepped(Shared, 8)
         runs.append(weights_of(model))
     assert same(*runs)
 
 
+class Wide(nn.Module):
+    """A layer whose matrix is drawn in several pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(1024, 1024), nn.Linear(1024, 4)])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second = self.layers
+        return second(torch.tanh(first(inputs))).square().mean(1)
+
+
 def test_matrices_of_many_pieces(together: Callable[[bool], None]) -> None:
-    runs = []
+    losses = []
     for on in (False, True):
         together(on)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.ModuleList([nn.Linear(1024, 1024), nn.Linear(1024, 4)]))
-        model.forward = lambda inputs: model[0][1](torch.tanh(model[0][0](inputs))).square().mean(1)  # noqa: B023
-        assert model[0][0].weight.numel() > CHUNK
-        optimizer, inputs = MeZO(model, lr=1e-3), torch.randn(4, 1024)
-        for _ in range(3):
-            optimizer.step(lambda: model(inputs))  # noqa: B023
-        runs.append(optimizer.last_step.losses)
-    assert runs[0] == pytest.approx(runs[1], rel=1e-6)
+        model, optimizer = stepped(Wide, 1024)
+        assert model.layers[0].weight.numel() > CHUNK
+        losses.append(optimizer.last_step.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_layers_that_hold_much_of_the_model_are_left_to_views(monkeypatch: pytest.MonkeyPatch) -> None:

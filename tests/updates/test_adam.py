@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,9 +48,10 @@ def test_zeroth_order_adam_is_torchs_fed_with_the_estimate(dtype: torch.dtype) -
         twin = ZerothOrder(shadow, lr=1.0, eps=1e-3, seed=1, update=SGD())
         twin._steps = step
         losses: list[float] = []
+        closure = regression(model)
 
-        def recorded(closure: object = regression(model), losses: list[float] = losses) -> Tensor:
-            losses.append(float(value := closure().float().mean()))  # type: ignore[operator]
+        def recorded(closure: Callable[[], Tensor] = closure, losses: list[float] = losses) -> Tensor:
+            losses.append(float(value := closure().float().mean()))
             return value
 
         optimizer.step(recorded)
@@ -90,4 +93,4 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
 )
 def test_out_of_range(option: str, options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=option):
-        Adam(**options)  # type: ignore[arg-type]
+        Adam(**options)  # type: ignore[arg-type]  # of several types

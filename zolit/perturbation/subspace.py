@@ -80,7 +80,7 @@ class ActivationSubspace(LowRank):
         super().begin(seed, step)
         self._dense.begin(seed, step)
 
-    def factors(self, weight: Weight, keys: Sequence[int]) -> Factors | None:  # type: ignore[override]
+    def factors(self, weight: Weight, keys: Sequence[int]) -> Factors | None:  # type: ignore[override]  # only some have A
         """Returns R and A, or None for weights that have no A; see the base class."""
         return super().factors(weight, keys) if weight in self._bases else None
 

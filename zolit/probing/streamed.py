@@ -37,7 +37,8 @@ class Streamed(Prober):
     as it runs while θ is hidden behind NaN; such models are then probed in place. What a model does in later forwards
     alone is not found out, and ``torch.func.functional_call`` with weights of one's own is overruled.
 
-    Layers that come before all perturbed weights are computed once a step.
+    Layers that come before all perturbed weights are computed once a step. On a GPU a layer's weights are perturbed
+    together as it is entered, and its modules find plain tensors meanwhile (``zolit.probing.ahead``).
 
     Args:
         joint: Answer two queries by one forward, of a batch twice as large, where the closure repeats its batch
