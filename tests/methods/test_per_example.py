@@ -84,6 +84,32 @@ def test_variance_against_mezo(aligned: bool) -> None:
     assert errors[1] == pytest.approx((rows * width + 1) * together, rel=0.2)
 
 
+class Tokens(Slopes):
+    """Example i loses Σₜ rᵀWxₜ, of tokens that do not fill the space."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).sum((1, 2))
+
+
+def test_guided_directions_are_unbiased_with_the_variance_of_the_tokens_span() -> None:
+    """E‖ĝ - g‖² = [(n + 2) T - 1] mean‖gᵢ‖² / batch: of d + 2, T is left. λ takes a few hundredths off."""
+    torch.manual_seed(0)
+    rows, width, tokens, batch, steps = 16, 40, 4, 8, 1000
+    model = Tokens(rows, width).double()
+    basis = torch.linalg.qr(torch.randn(width, batch * tokens, dtype=torch.float64)).Q.T
+    inputs = basis.view(batch, tokens, width) * torch.tensor([0.1, 1.0, 1.0, 3.0]).unsqueeze(1)
+    own = rows * float(inputs.square().sum((1, 2)).mean())
+    gradient = inputs.sum(1).mean(0).expand(rows, -1).flatten()
+    found = estimates(PerExample(model, lr=1.0, eps=1e-2), lambda: model(inputs), steps)
+    within = basis.T @ basis
+    outside = found.view(steps, rows, width) @ (torch.eye(width, dtype=torch.float64) - within)
+    assert float(outside.abs().max()) < 1e-6
+    errors = (found.mean(0) - gradient / 1.03) / (found.std(0) / steps**0.5)
+    assert float(errors.abs().max()) < 4.5
+    variance = float((found - found.mean(0)).square().sum(1).mean())
+    assert variance == pytest.approx(((rows + 2) * tokens - 1) * own / batch / 1.03**2, rel=0.2)  # 5 % of chance
+
+
 def test_normalized_steps_are_of_one_length() -> None:
     model = Slopes(40, 50)
     optimizer = PerExample(model, lr=1e-3, guided=False, normalize=True)

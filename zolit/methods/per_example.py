@@ -20,13 +20,13 @@ class PerExample(ZerothOrder):
     """Each example of the batch sees a low-rank direction of its own; two forwards give ``batch`` derivatives.
 
     y = x Wᵀ ± ε (x·bᵢ) aᵢ for example i, Δᵢ = [Lᵢ(θ + εuᵢ) - Lᵢ(θ - εuᵢ)] / 2ε, uᵢ = aᵢbᵢᵀ, and
-    W ← W - η Σᵢ Δᵢ aᵢbᵢᵀ / batch. By default bᵢ is a random mixture of the example's own activations (after AGZO, arXiv
-    2601.17261): what is estimated is a preconditioned gradient. With ``guided=False`` b is normal and the estimate
-    unbiased, as MeZO's (arXiv 2305.17333) is, with a variance between 1/batch of MeZO's, where all examples' gradients
-    agree, and the same, where they are orthogonal; lr and eps must then be larger, about 1e-4 and 1e-3 for the model
-    that took the defaults. One direction for each example at no extra forward is also GRZO's (arXiv 2606.02857), low
-    rank within the product EGGROLL's (arXiv 2511.16652). Matrices, embeddings among them, get directions of low rank;
-    norms and biases dense ones.
+    W ← W - η Σᵢ Δᵢ aᵢbᵢᵀ / batch. By default bᵢ lies within the span of the example's own activations at the
+    layer, where the rows of its gradient lie (after AGZO, arXiv 2601.17261): the estimate is the gradient, as MeZO's is
+    (arXiv 2305.17333), but for what only nearly dependent tokens show, and its noise lies where gradients can lie.
+    Embeddings have no such side; their directions are of 0.3 of the length, their estimate of 0.09. With
+    ``guided=False`` b is normal everywhere. One direction for each example at no extra forward is also GRZO's (arXiv
+    2606.02857), low rank within the product EGGROLL's (arXiv 2511.16652). Matrices, embeddings among them, get
+    directions of low rank; norms and biases dense ones.
 
     ``docs/per-example.md`` has the derivation, what was measured, and how the options were chosen.
 
@@ -37,7 +37,7 @@ class PerExample(ZerothOrder):
         eps: ε, the probe radius.
         seed: Seed of the directions.
         rank: Of a matrix' direction.
-        guided: Mix the input side b from the example's own activations.
+        guided: Draw the input side b from the span of the example's own activations.
         normalize: Divide the Δ of a step by their root mean square.
         blocks: How the weights are partitioned for the selection: tensor, layer or a regular expression.
         selection: Which blocks move; None is all of them.
@@ -56,7 +56,7 @@ class PerExample(ZerothOrder):
         forwards="2",
         forwards_by_default=2,
         memory="factors of directions, a few megabytes",
-        when="the fewest forwards early on; models of linear, embedding and norm layers",
+        when="the fewest forwards; models of linear, embedding and norm layers",
         page="../per-example.md",
     )
 
@@ -64,8 +64,8 @@ class PerExample(ZerothOrder):
         self,
         model: nn.Module,
         *,
-        lr: float = 1e-6,
-        eps: float = 3e-4,
+        lr: float = 4e-5,
+        eps: float = 1e-3,
         seed: int = 0,
         rank: int = 1,
         guided: bool = True,

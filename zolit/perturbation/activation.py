@@ -16,19 +16,24 @@ from zolit.ranks import Ranks
 
 _TOKENS = name_key("tokens")
 _SMALLEST = 1e-12
+_RIDGE = 0.03
+_LOOKED_UP = 0.3
 
 
 class ActivationGuided(LowRank):
-    """U = r^(-1/2) Σⱼ aⱼbⱼᵀ with bⱼ = √d · v/‖v‖, v = Σₜ ρⱼₜ xₜ/‖xₜ‖: a mixture of the example's own activations.
+    """U = r^(-1/2) Σⱼ aⱼbⱼᵀ, each bⱼ within the span of the example's own activations at the layer.
 
-    The gradient of y = x Wᵀ for one example is Σₜ (∂L/∂yₜ) xₜᵀ: its rows lie in the span of the example's x, where
-    dense directions hardly reach (AGZO, arXiv 2601.17261, for a batch). E[b bᵀ] is the second moment M of the
-    normalized activations, about, so that what is estimated is G M and no longer G: a preconditioned gradient.
-    Activations are normalized token by token, lest a few tokens with activations a hundred times larger be all that a
-    mixture consists of. ρ goes by a token's place from the first that is not padding, so that padding changes nothing.
+    The gradient of y = x Wᵀ for one example is G = Σₜ (∂L/∂yₜ) xₜᵀ: its rows lie in the span of the example's T tokens
+    there, where dense directions hardly reach (AGZO, arXiv 2601.17261, for a batch and its leading directions). With X
+    of rows xₜ/‖xₜ‖ and b = Xᵀ L⁻ᵀ ρ, where L Lᵀ = X Xᵀ + λI and ρ is uniform on the sphere of radius √T, the second
+    moment E[b bᵀ] is Xᵀ (X Xᵀ + λI)⁻¹ X: the projection onto that span, for λ that is small. So E[Δ U] = G as without a
+    guide, at T/(d + 2) of the variance. λ bounds what tokens do that are nearly a combination of others; that part of a
+    gradient is estimated smaller than it is.
 
-    The activations are those of the step's first forward that shows them. Vectors, and matrices whose rows are looked
-    up, have no such side and get the base class's law.
+    Activations are those of the step's first forward that shows them, and ρ goes by a token's place from the first
+    that is not padding, so that padding changes nothing. Vectors, and matrices whose rows are looked up, have no such
+    side and get the base class's law, such matrices at 0.3 of its length: all their rows are moved by whatever a few
+    of them have brought about, which is most of the noise there is at full length.
 
     Args:
         rank: r.
@@ -39,12 +44,14 @@ class ActivationGuided(LowRank):
         self._mixtures: dict[Weight, Mixtures] = {}
         self._begins: dict[tuple[Weight, tuple[int, ...]], Tensor] = {}
         self._looked_up: set[Weight] = set()
+        self._span: Span | None = None
 
     def begin(self, seed: int, step: int) -> None:
         """Forgets the activations of the last step; see the base class."""
         super().begin(seed, step)
         self._mixtures.clear()
         self._begins.clear()
+        self._span = None
 
     def expect(self, keys: Mapping[Weight, Sequence[int]]) -> None:
         """Hashes where the tokens' shares begin in the pool, too; see the base class."""
@@ -73,23 +80,19 @@ class ActivationGuided(LowRank):
 
     def _mixed(self, weight: Weight, keys: Sequence[int], inputs: Tensor, places: Tensor | None) -> Tensor:
         """Mixes each example's activations, shape (examples, r, d), of the weight's type."""
-        tokens, width = inputs.shape[1:]
+        if places is not None and places.shape != inputs.shape[:2]:
+            places = None
         half, _ = self._pools.of(weight).halves
         name = (weight, tuple(keys))
         if name not in self._begins:
             self.expect({weight: keys})
-        begins = self._begins[name]
-        shares = windows(half, begins, tokens).view(len(keys), self.rank, tokens)
-        if places is not None and places.shape == inputs.shape[:2]:
+        shares = windows(half, self._begins[name], inputs.shape[1]).view(len(keys), self.rank, -1)
+        if places is not None:
             at = places.unsqueeze(1)
             shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
-        # In float16 lengths might be infinite, and the shares of activations that are large nothing.
-        rows = inputs.float() if inputs.dtype == torch.float16 else inputs
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        lengths = torch.linalg.vector_norm(rows, dim=2, dtype=wide).clamp_(min=_SMALLEST)
-        mixture = (shares / lengths.unsqueeze(1)).to(rows.dtype) @ rows
-        # √d · v/‖v‖ is v over its root mean square.
-        return functional.rms_norm(mixture, (width,), eps=_SMALLEST).to(weight.parameter.dtype)
+        if self._span is None or not self._span.of(inputs):
+            self._span = Span.spanned(inputs, places)
+        return self._span.mixed(shares).to(weight.parameter.dtype)
 
     def exchange(
         self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks
@@ -108,13 +111,63 @@ class ActivationGuided(LowRank):
 
     def _inputs(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
         mixtures = self._mixtures.get(weight)
-        return super()._inputs(weight, keys, cut) if mixtures is None else mixtures.of(keys).flatten(0, 1)
+        if mixtures is not None:
+            return mixtures.of(keys).flatten(0, 1)
+        inputs = super()._inputs(weight, keys, cut)
+        return inputs.mul_(_LOOKED_UP) if weight in self._looked_up else inputs
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes of pools, buffers and mixtures."""
+        """Returns the bytes of pools, buffers, mixtures and the span that was needed last."""
         guided = {weight for weight, _ in self._known} & self._mixtures.keys()  # of these, the inputs are mixtures
         counted = sum(self._known[name].inputs.nbytes for name in self._known if name[0] in guided)
-        return super().scratch_bytes() - counted + sum(found.rows.nbytes for found in self._mixtures.values())
+        mixed = sum(found.rows.nbytes for found in self._mixtures.values())
+        return super().scratch_bytes() - counted + mixed + (self._span.bytes() if self._span else 0)
+
+
+class Span(NamedTuple):
+    """The span of each example's tokens: layers that read the same activations have it computed once.
+
+    Attributes:
+        inputs: The activations, as they came.
+        version: How often they had been written to by then, where that is counted.
+        tokens: X, of unit rows; those of padding are zero. Shape (examples, tokens, d), float32 or wider.
+        radius: √T of each example, shape (examples, 1, 1).
+        lower: L, with L Lᵀ = X Xᵀ + λI. Shape (examples, tokens, tokens).
+    """
+
+    inputs: Tensor
+    version: int | None
+    tokens: Tensor
+    radius: Tensor
+    lower: Tensor
+
+    @classmethod
+    def spanned(cls, inputs: Tensor, places: Tensor | None) -> Span:
+        """Factors what the tokens, shape (examples, tokens, d), have in common; places of padding are negative."""
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        tokens = functional.normalize(inputs.to(wide), dim=2, eps=_SMALLEST)
+        if places is not None:
+            tokens.mul_((places >= 0).unsqueeze(2))
+        gram = tokens @ tokens.mT
+        gram.diagonal(dim1=1, dim2=2).add_(_RIDGE)
+        lower, _ = torch.linalg.cholesky_ex(gram)  # cholesky would have a GPU waited for
+        radius = torch.linalg.matrix_norm(tokens, keepdim=True)
+        return cls(inputs, _version(inputs), tokens, radius, lower)
+
+    def of(self, inputs: Tensor) -> bool:
+        """Tells whether this is the span of the same activations."""
+        same = inputs.data_ptr() == self.inputs.data_ptr() and inputs.shape == self.inputs.shape
+        return same and _version(inputs) == self.version is not None
+
+    def mixed(self, shares: Tensor) -> Tensor:
+        """Returns Xᵀ L⁻ᵀ ρ, shape (examples, r, d), where ρ are shares, shape (examples, r, tokens), brought to √T."""
+        rho = functional.normalize(shares.to(self.lower.dtype), dim=2, eps=_SMALLEST) * self.radius
+        solved: Tensor = torch.linalg.solve_triangular(self.lower.mT, rho.mT, upper=True)
+        return solved.mT @ self.tokens
+
+    def bytes(self) -> int:
+        """Returns what is held, activations included."""
+        return self.inputs.nbytes + self.tokens.nbytes + self.lower.nbytes
 
 
 class Mixtures(NamedTuple):
@@ -146,3 +199,8 @@ class Mixtures(NamedTuple):
     @property
     def _places(self) -> dict[int, int]:
         return {key: place for place, key in reversed(list(enumerate(self.keys)))}  # of two of a name the first counts
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Returns how often a tensor has been written to; inference mode does not count."""
+    return None if tensor.is_inference() else tensor._version
