@@ -68,6 +68,8 @@ class ActivationGuided(LowRank):
         """Keeps a mixture of each example's activations, where there is none yet; see the base class."""
         if inputs is None:
             self._looked_up.add(weight)
+        elif self._span is not None and not self._span.of(inputs):
+            self._span = None
         known = self._mixtures.get(weight)
         if weight in self._looked_up or (known is not None and known.have(keys)):
             return
@@ -90,7 +92,7 @@ class ActivationGuided(LowRank):
         if places is not None:
             at = places.unsqueeze(1)
             shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
-        if self._span is None or not self._span.of(inputs):
+        if self._span is None:
             self._span = Span.spanned(inputs, places)
         return self._span.mixed(shares).to(weight.parameter.dtype)
 
@@ -145,7 +147,7 @@ class Span(NamedTuple):
     def spanned(cls, inputs: Tensor, places: Tensor | None) -> Span:
         """Factors what the tokens, shape (examples, tokens, d), have in common; places of padding are negative."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        tokens = functional.normalize(inputs.to(wide), dim=2, eps=_SMALLEST)
+        tokens = inputs / torch.linalg.vector_norm(inputs, dim=2, keepdim=True, dtype=wide).clamp_(min=_SMALLEST)
         if places is not None:
             tokens.mul_((places >= 0).unsqueeze(2))
         gram = tokens @ tokens.mT
