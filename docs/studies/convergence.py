@@ -1,7 +1,7 @@
 """A run on real text at a given number of forwards, and what it has reached on the way: a line of csv for each look.
 
     python docs/studies/convergence.py MODEL_FOLDER TRAIN.jsonl VALIDATION.jsonl OUT.csv \
-        --method PerExample --lr 1e-6 --forwards 600 --decay linear --seed 1 --options '{"eps": 3e-4}'
+        --method PerExample --lr 1e-4 --forwards 600 --decay linear --seed 1 --options '{"rank": 2}'
 
 Weights are bfloat16, batches of 16, 300 held-out sentences. ``--method AdamW`` is first-order training in float32, of
 which every step counts as 3 forwards. ``--lora`` tunes adapters of rank 8, in float32, on the query and value

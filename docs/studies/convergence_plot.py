@@ -40,7 +40,8 @@ def main(file: Path, image: Path, *tunings: str) -> None:
         own = [row for row in found if tuple(row[name] for name in names) == drawn and drawn[0] in tunings]
         for number, seed in enumerate(dict.fromkeys(row["seed"] for row in own)):
             run = longest([row for row in own if row["seed"] == seed])
-            run = run if both else run[1:]  # forwards are on a logarithmic scale
+            if not both:
+                run = run[1:]  # 0 has no place on a logarithmic scale
             panels = (("loss", "forwards"), ("accuracy", "forwards"), ("loss", "seconds"))
             for axis, (name, spent) in zip(axes, panels, strict=True):
                 x, y = [float(row[spent]) for row in run], [float(row[name]) for row in run]
@@ -50,11 +51,13 @@ def main(file: Path, image: Path, *tunings: str) -> None:
                 axis.set_xlabel("forward passes" if spent == "forwards" else "seconds, on machines that differ")
     for axis in (axes[0], axes[2]):
         axis.set_ylim(0.28, 1.1 if both else 0.7)
-    if not both:  # from 600 to 6,000 forwards
+    axes[1].set_ylim(0.5, 0.92)
+    if both:
+        axes[0].legend(fontsize=8)
+    else:
+        axes[1].legend(fontsize=8, loc="lower right")
         for axis in axes:
             axis.set_xscale("log")
-    axes[1].set_ylim(0.5, 0.92)
-    axes[0].legend(fontsize=8) if both else axes[1].legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(image, dpi=80)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zolit import MeZO, PerExample, UserError
+from zolit.closure import Closure
 from zolit.optimizer import ZerothOrder
 from zolit.ranks import Ranks
 
@@ -25,13 +26,13 @@ class Tiny(nn.Module):
         return self.head(torch.tanh(self.up(self.norm(self.embed(ids))))).mean((1, 2))
 
 
-def estimates(optimizer: ZerothOrder, closure: object, steps: int) -> Tensor:
+def estimates(optimizer: ZerothOrder, closure: Closure, steps: int) -> Tensor:
     """ĝ of so many steps at the same weights, shape (steps, weights)."""
     weights = [weight for block in optimizer.blocks for weight in block.weights]
     start = torch.cat([weight.flat for weight in weights])
     found = []
     for _ in range(steps):
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
         found.append(start - torch.cat([weight.flat for weight in weights]))
         for weight, theta in zip(weights, start.split([w.flat.numel() for w in weights]), strict=True):
             weight.flat.copy_(theta)

@@ -16,8 +16,8 @@ from zolit.ranks import Ranks
 
 _TOKENS = name_key("tokens")
 _SMALLEST = 1e-12
-_RIDGE = 0.03
-_LOOKED_UP = 0.3
+_RIDGE = 0.03  # λ
+_LOOKED_UP = 0.3  # of the length
 
 
 class ActivationGuided(LowRank):
@@ -92,9 +92,10 @@ class ActivationGuided(LowRank):
         if places is not None:
             at = places.unsqueeze(1)
             shares = shares.gather(2, at.clamp(min=0).expand_as(shares)) * (at >= 0)
-        if self._span is None:
-            self._span = Span.spanned(inputs, places)
-        return self._span.mixed(shares).to(weight.parameter.dtype)
+        with torch.autocast(inputs.device.type, enabled=False):  # in 16 bits X Xᵀ would be wrong by more than λ
+            if self._span is None:
+                self._span = Span.spanned(inputs, places)
+            return self._span.mixed(shares).to(weight.parameter.dtype)
 
     def exchange(
         self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], ranks: Ranks
