@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import zolit_callbacks
+from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -25,7 +26,9 @@ import zolit.methods
 import zolit.methods.listing
 from zolit.allocator import keep_freed_memory
 from zolit.errors import NonFiniteLossError, UserError, require
+from zolit.methods import MeZO
 from zolit.module import REFUSE_16_MIXED, ZerothOrderModule
+from zolit.optimizer import ZerothOrder
 from zolit.predictions import predictions
 from zolit.split import SplitStrategy
 from zolit.strategies import ReplicatedStrategy
@@ -86,6 +89,7 @@ class ZolitCLI(LightningCLI):
             path in (None, "best", "last", "hpc", "registry") or "://" in path or Path(path).exists(),
             f"ckpt_path: there is no file {path}; runs write theirs to runs/.../checkpoints/last.ckpt",
         )
+        config.model.optimizer = with_default_method(config.model.optimizer)
         # One option for all that is random, where no other is set.
         for seeded in (config.data, config.model.optimizer.get("init_args", {})):
             if "seed" in seeded:
@@ -143,6 +147,27 @@ class ZolitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self._summary = zolit_callbacks.RunSummary()
         cast("Any", self.trainer).callbacks.insert(0, self._summary)
+
+
+def with_default_method(given: Namespace | None) -> Namespace:
+    """Returns the optimizer's configuration with MeZO where no method is named.
+
+    The parser itself has no default method: it would carry the options of its default over to the method that is named.
+
+    Args:
+        given: What was parsed: None where nothing was given. Where options were given without a method, jsonargparse
+            fills in ``ZerothOrder``.
+    """
+    options = {} if given is None else dict(given.init_args)
+    stages = [options.get(stage) for stage in ("selection", "perturbation", "prober", "estimator", "update")]
+    if given is not None and (given.class_path.rpartition(".")[2] != ZerothOrder.__name__ or any(stages)):
+        return given
+    parser = ArgumentParser()
+    parser.add_class_arguments(MeZO, skip={"model"})
+    defaults = parser.get_defaults()
+    defaults.update(dict_to_namespace({option: value for option, value in options.items() if option in defaults}))
+    mezo: Namespace = dict_to_namespace({"class_path": "zolit.MeZO", "init_args": defaults})
+    return mezo
 
 
 def run(args: list[str] | None = None) -> ZolitCLI:

@@ -42,6 +42,7 @@ class ZerothOrderModule(LightningModule):
     Args:
         name_or_path: Folder or hub id of a causal or masked language model.
         optimizer: The method, e.g. MeZO or CurvZO, with its options under ``init_args``; `zolit methods` lists them.
+            null is MeZO.
         tuning: Which weights are tuned: zolit.tuning.Full (all, or by a pattern), LoRA or Prefix; null is all.
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after every training step; of Lightning,
             lightning.pytorch.cli.ReduceLROnPlateau, stepped after every validation; null keeps the rate constant.
@@ -64,7 +65,7 @@ class ZerothOrderModule(LightningModule):
         self,
         name_or_path: str,
         *,
-        optimizer: Callable[[nn.Module], ZerothOrder] = MeZO,
+        optimizer: Callable[[nn.Module], ZerothOrder] | None = None,
         tuning: Tuning | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         objective: Kind = "task",
@@ -82,7 +83,8 @@ class ZerothOrderModule(LightningModule):
         self.name_or_path = name_or_path
         self.model: nn.Module | None = None
         self._tuning = tuning or Full()
-        self._make_optimizer = optimizer
+        # No method is the parameter's default: jsonargparse would carry its options over to the one that is named.
+        self._make_optimizer = optimizer or MeZO
         self._make_scheduler = lr_scheduler
         self._objective_kind = objective
         self._micro_batch_size = micro_batch_size
