@@ -26,6 +26,7 @@ lint: .venv/developing
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	.venv/bin/lint-imports --no-cache
 
 .venv/torch:
 	$(PYTHON) -m venv --without-pip .venv

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run the whole frame, and what a failed test must not leave to the next."""
+"""Fixtures of the tests that run the command line, and cleanup after each test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.tiny import DEVICE
-from zolit.cli import ZolitCLI, run
+from tests.helpers.tiny import DEVICE
+from zolit.cli.lightning_cli import ZolitCLI, run
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -13,8 +14,9 @@ import yaml
 
 import zolit
 from tests.conftest import ROOT, Fit
-from tests.tasks.examples import MAKERS, records
-from tests.tasks.words import write
+from tests.helpers.examples import MAKERS, records
+from tests.helpers.words import write
+from zolit.cli.lightning_cli import ZolitCLI
 from zolit.methods import __all__ as zolit_methods
 
 CONFIGS = ROOT / "configs"
@@ -23,6 +25,8 @@ MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml"))
 TUNINGS = sorted(path.stem for path in (CONFIGS / "tuning").glob("*.yaml"))
+RUNS = sorted(path.stem for path in (CONFIGS / "run").glob("*.yaml"))
+RUN = "--config=configs/run/mezo.yaml"
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1")
 
 
@@ -30,6 +34,7 @@ def test_the_promised_files_are_there() -> None:
     assert {"opt-125m", "opt-2.7b", "llama-2-7b", "smollm2-135m"} <= set(MODELS)
     assert {method.replace("-", "") for method in METHODS} == {name.lower() for name in zolit_methods}
     assert set(TASKS) == set(MAKERS)
+    assert RUNS == ["mezo", "short"]
     assert {path.relative_to(CONFIGS) for path in CONFIGS.glob("*.yaml")} == {Path("quickstart.yaml")}
 
 
@@ -42,6 +47,7 @@ def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: 
         "fit",
         f"--config=configs/method/{method}.yaml",
         "--config=configs/task/sst2.yaml",
+        "--config=configs/run/short.yaml",
         "--model.name_or_path=zolit/quickstart/model",
         "--data.train_file=zolit/quickstart/reviews.train.jsonl",
         "--data.validation_file=zolit/quickstart/reviews.validation.jsonl",
@@ -52,6 +58,32 @@ def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: 
     assert cli.trainer.global_step == 2
     assert type(cli.model.zo).__name__.lower() == method.replace("-", "")
     assert cli.model.zo.param_groups[0]["lr"] == cli.config.fit.model.optimizer.init_args.lr
+    callbacks = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert "MemoryProfiler" in callbacks
+    assert ("CurvatureTracker" in callbacks) == (method == "curvzo")
+
+
+@pytest.mark.parametrize(("run", "steps", "interval"), [("mezo", 20_000, 4_000), ("short", 400, 100)])
+def test_a_run_has_its_length_and_watches_memory(
+    zolit: Fit, monkeypatch: pytest.MonkeyPatch, run: str, steps: int, interval: int
+) -> None:
+    """The command reads the length; it does not start the run."""
+    monkeypatch.setattr(ZolitCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(ZolitCLI, "after_instantiate_classes", lambda self: None)
+    cli = zolit("fit", f"--config={MEZO}", f"--config=configs/run/{run}.yaml")
+    assert (cli.trainer.max_steps, cli.trainer.val_check_interval) == (steps, interval)
+    assert cli.trainer.check_val_every_n_epoch is None
+    callbacks = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert callbacks.count("MemoryProfiler") == 1
+    assert "CurvatureTracker" not in callbacks
+
+
+def test_no_other_configuration_sets_the_length_of_a_run() -> None:
+    for path in CONFIGS.glob("*/*.yaml"):
+        if path.parent.name in ("run", "paper"):
+            continue
+        trainer = yaml.safe_load(path.read_text()).get("trainer", {})
+        assert set(trainer) <= {"precision", "callbacks", "callbacks+"}, path
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["files", "a saved data set"])
@@ -68,7 +100,7 @@ def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task:
         parts = {"train": splits["train"], "validation": splits["train"][:4], "test": splits["validation"]}
         source = [f"--data.{part}_file={write(tmp_path / f'{part}.jsonl', rows)}" for part, rows in parts.items()]
     source += [f"--data.{part}_examples={size}" for part, size in sizes.items()]
-    common = [config, "--model.name_or_path=zolit/quickstart/model", *source]
+    common = [config, RUN, "--model.name_or_path=zolit/quickstart/model", *source]
     quiet = {"config": "configs/method/mezo.yaml"}
     cli = zolit("fit", *common, "--data.batch_size=4", "--trainer.log_every_n_steps=2", *TWO_STEPS, **quiet)
     assert cli.trainer.global_step == 2
@@ -95,7 +127,7 @@ def test_methods_train_on_long_answers(zolit: Fit, tmp_path: Path, task: str, me
     train, held_out = (write(tmp_path / f"{name}.jsonl", records(task, 16)) for name in ("train", "validation"))
     files = [f"--data.train_file={train}", f"--data.validation_file={held_out}", "--data.batch_size=4"]
     files += ["--data.train_examples=16", "--data.validation_examples=16", "--model.micro_batch_size=3"]
-    options = [f"--config=configs/task/{task}.yaml", f"--config=configs/method/{method}.yaml", *files]
+    options = [f"--config=configs/task/{task}.yaml", f"--config=configs/method/{method}.yaml", RUN, *files]
     cli = zolit("fit", *options, "--model.optimizer.lr=1e-3", "--trainer.log_every_n_steps=2", *TWO_STEPS)
     assert cli.trainer.global_step == 2
     assert cli.model.zo.last_step.skipped_steps == 0
@@ -105,7 +137,7 @@ def test_the_best_checkpoint_is_best_at_the_tasks_first_metric(zolit: Fit, tmp_p
     """Also of a task that no configuration names."""
     rows = [{"question": f"{i} and {i}?", "answer": str(2 * i)} for i in range(16)]
     files = [f"--data.{part}_file={write(tmp_path / f'{part}.jsonl', rows)}" for part in ("train", "validation")]
-    options = ["--data.task=zolit.tasks.Writing", *files, "--data.batch_size=4", "--trainer.log_every_n_steps=2"]
+    options = ["--data.task=zolit.tasks.Generation", *files, "--data.batch_size=4", "--trainer.log_every_n_steps=2"]
     cli = zolit("fit", "--model.name_or_path=zolit/quickstart/model", *options, *TWO_STEPS, config=MEZO)
     assert cli.trainer.checkpoint_callback.monitor == "val/f1"
     figures = json.loads(next(tmp_path.rglob("summary.json")).read_text())
@@ -140,9 +172,13 @@ def test_tunings_compose(zolit: Fit, tuning: str) -> None:
 def test_method_configs_hold_the_defaults_of_their_class(method: str) -> None:
     """So that a reader of the YAML and a reader of the docstring see the same numbers."""
     optimizer = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text())["model"]["optimizer"]
-    parameters = inspect.signature(getattr(zolit, optimizer["class_path"].removeprefix("zolit."))).parameters
+    defaults: dict[str, Any] = {}
+    for base in reversed(getattr(zolit, optimizer["class_path"].removeprefix("zolit.")).__mro__):
+        # a method's constructor names its own options; its base class names the shared ones
+        parameters = inspect.signature(base.__init__).parameters
+        defaults |= {name: parameter.default for name, parameter in parameters.items()}
     for option, value in optimizer["init_args"].items():
-        default = parameters[option].default
+        default = defaults[option]
         assert value == (list(default) if isinstance(default, tuple) else default), option
 
 

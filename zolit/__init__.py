@@ -1,51 +1,15 @@
 """zolit: fine-tune language models with forward passes alone."""
 
-from zolit.errors import NonFiniteLossError, UserError
-from zolit.methods import (
-    AGZO,
-    BSZO,
-    FZOO,
-    LOZO,
-    CurvZO,
-    DiZO,
-    DominantLayer,
-    FirstOrder,
-    HiZFO,
-    HiZOO,
-    MeZO,
-    MeZOGreedy,
-    MeZOGV,
-    PerExample,
-    SensZOQ,
-    SparseMeZO,
-    SubZero,
-    ZOAct,
-)
-from zolit.optimizer import ZerothOrder
-from zolit.report import SelectionReport, StepReport
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AGZO",
-    "BSZO",
-    "FZOO",
-    "LOZO",
-    "CurvZO",
-    "DiZO",
-    "DominantLayer",
-    "FirstOrder",
-    "HiZFO",
-    "HiZOO",
-    "MeZO",
-    "MeZOGV",
-    "MeZOGreedy",
-    "NonFiniteLossError",
-    "PerExample",
-    "SelectionReport",
-    "SensZOQ",
-    "SparseMeZO",
-    "StepReport",
-    "SubZero",
-    "UserError",
-    "ZOAct",
-    "ZerothOrder",
-]
+from zolit import methods
+from zolit.errors import NonFiniteLossError, UserError
+from zolit.methods import *  # noqa: F403  # every method, by its name
+from zolit.optim import SelectionReport, StepReport, ZerothOrder
+
+__all__ = ["NonFiniteLossError", "SelectionReport", "StepReport", "UserError", "ZerothOrder"]
+__all__ += methods.__all__
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -1,5 +1,5 @@
 """``python -m zolit``."""
 
-from zolit.cli import main
+from zolit.cli.main import main
 
 main()

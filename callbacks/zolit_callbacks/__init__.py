@@ -1,7 +1,7 @@
-"""Lightning callbacks that watch a zeroth-order run: its sampler's beliefs and budget, and its memory.
+"""Lightning callbacks that monitor a zeroth-order run: scores and budget of the sampling, memory, checkpoints, summary.
 
-They read the ``StepReport`` that ``training_step`` returns as ``outputs["zo"]``; nothing of the optimizer is touched.
-Scalars reach every logger, histograms, figures and texts TensorBoard; without a logger they run and write nothing.
+They read the ``StepReport`` that ``training_step`` returns as ``outputs["zo"]``, and never change the optimizer.
+Scalars go to each logger; histograms, figures and texts go to TensorBoard. Without a logger they write nothing.
 """
 
 from zolit_callbacks.budget import BudgetLogger

@@ -1,8 +1,8 @@
-"""Where a callback's findings go: scalars to every logger, pictures to TensorBoard, all at one place on the x axis.
+"""Writes a callback's results: scalars to each logger, figures to TensorBoard, all at the same step.
 
-``LightningModule.log`` writes only where the callback's interval and ``Trainer.log_every_n_steps`` meet, so callbacks
-hand their scalars to the loggers themselves, as Lightning's own monitors do, and at the x that it gives to the module's
-scalars: the 0-based index of the step, which is ``global_step - 1`` once the step is done.
+``LightningModule.log`` writes only at steps that match both the callback's interval and ``Trainer.log_every_n_steps``.
+Callbacks therefore pass their scalars to the loggers directly, as Lightning's own monitors do. They use the step that
+Lightning uses for the module's scalars: the 0-based index, which is ``global_step - 1`` after the step.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def is_due(trainer: pl.Trainer, every_n_steps: int) -> bool:
-    """Tells, after a step, whether it is one of every ``every_n_steps``, counted as Lightning counts them."""
+    """Tells, after a step, whether this is one of each ``every_n_steps`` steps, as Lightning counts them."""
     return trainer.global_step % every_n_steps == 0
 
 
 def last_step(trainer: pl.Trainer) -> int:
-    """Gives the 0-based index of the last finished step: the x of everything that is logged about it."""
+    """Returns the 0-based index of the last finished step, at which its results are logged."""
     return trainer.global_step - 1
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
-    """Writes scalars to all loggers at the last finished step; ranks other than zero write nothing."""
+    """Writes scalars to all loggers, at the last finished step. Only rank zero writes."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(scalars), step=last_step(trainer))
 
 
-def tensorboards(trainer: pl.Trainer) -> list[SummaryWriter]:
-    """Lists the TensorBoard writers of the run, for what is not a scalar. To be called on rank zero."""
+def tensorboard_writers(trainer: pl.Trainer) -> list[SummaryWriter]:
+    """Returns the TensorBoard writers of the run, for figures, histograms and texts. Called on rank zero alone."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,4 +1,4 @@
-"""How much of the model is perturbed, step by step."""
+"""Logs how much of the model each step perturbs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from zolit.report import StepReport
+from zolit.optim.report import StepReport
 from zolit_callbacks.boards import is_due, log_scalars
 
 
 class BudgetLogger(pl.Callback):
-    """Logs how much of the model a step perturbs, and how unequal the sampler's chances are.
+    """Logs how much of the model a step perturbs, and the range of the inclusion probabilities.
 
     Every ``every_n_steps`` steps it writes these scalars of that step:
 
-    - ``budget/units`` and ``budget/unit_share``: the budget B, the expected number of perturbed blocks (or of
-      parameters, where selection is per parameter), and its share of all. Does the adaptive budget still explore, or
-      has it narrowed down?
-    - ``budget/blocks``, ``budget/block_share``, ``budget/parameters``, ``budget/parameter_share``: what was perturbed
-      in fact. Blocks differ in size a thousandfold: how much of the model does the budget amount to?
+    - ``budget/units`` and ``budget/unit_share``: the budget B, which is the expected number of perturbed blocks (or of
+      parameters, if selection is per parameter), and its share of all. They show whether an adaptive budget still
+      explores or has narrowed down.
+    - ``budget/blocks``, ``budget/block_share``, ``budget/parameters``, ``budget/parameter_share``: the blocks and
+      parameters that the step perturbed. Block sizes differ by a factor of a thousand, so these show the budget's part
+      of the model.
     - ``budget/probability_min``, ``_median``, ``_max``: the range of the blocks' inclusion probabilities π. The
-      smallest bounds the correction 1/π, and with it how far one step can move a rarely chosen block.
-    - ``budget/clipped_share``: share of units with π = 1, which are perturbed at every step.
+      smallest π bounds the correction 1/π, and so how far one step can move a rarely chosen block.
+    - ``budget/clipped_share``: share of units with π = 1, which each step perturbs.
 
-    It has no state: a resumed run continues the series by itself.
+    The callback has no state, so a resumed run continues the series.
 
     Example:
         trainer:
@@ -38,7 +39,7 @@ class BudgetLogger(pl.Callback):
                 every_n_steps: 10
 
     Args:
-        every_n_steps: Log every so many steps.
+        every_n_steps: Logging interval, in steps.
     """
 
     def __init__(self, every_n_steps: PositiveInt = 10) -> None:
@@ -49,7 +50,7 @@ class BudgetLogger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Logs if it is time to."""
+        """Logs the step's budget if the step is due."""
         if not is_due(trainer, self._every_n_steps):
             return
         assert isinstance(outputs, Mapping)

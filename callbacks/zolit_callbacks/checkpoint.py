@@ -1,4 +1,4 @@
-"""Two checkpoints of a run: the best that validation has seen, and the last."""
+"""Saves two checkpoints of a run: the one with the best validation score, and the last."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing_extensions import override
 
 
 def deciding_metric(trainer: pl.Trainer) -> str:
-    """Returns the name of the score that decides which weights are best: the first of the data module's task."""
+    """Returns the name of the score that decides which weights are best: the first metric of the task."""
     return str(cast("Any", trainer).datamodule.task.metrics[0])
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt`` and ``last.ckpt``, counted in steps as zeroth-order runs are.
+    """Saves ``best.ckpt`` and ``last.ckpt``, at intervals that count steps.
 
-    Both are written after each validation; the last one also every so many steps, and when training ends, so that it
-    holds the final weights. A killed run loses the steps since then: go on with ``--ckpt_path .../last.ckpt``.
-    ModelCheckpoint's own saving by steps replaces the one after validations, and ranks what it saves by old metrics.
+    Both are written after each validation. The last one is also written every ``last_every_n_steps`` steps and at the
+    end of training, so that it holds the final weights. A killed run loses the steps since then; ``--ckpt_path
+    .../last.ckpt`` continues it. ModelCheckpoint's own saving by steps is not used: it replaces the saving after
+    validations, and ranks checkpoints by outdated metrics.
 
     Args:
         dirpath: Folder of the checkpoints; null is ``checkpoints`` in the run's folder.
-        monitor: Logged metric that the best one is best at; null is the first of the task's own.
-        mode: Whether more of it is better (max) or less (min).
-        last_every_n_steps: Write the last checkpoint every so many steps too; null only after validations.
+        monitor: Logged metric that decides which checkpoint is best; null is the task's first metric.
+        mode: Whether the best value is the largest (max) or the smallest (min).
+        last_every_n_steps: Interval of saving the last checkpoint, in steps; null saves it only after validations.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before a checkpoint is restored: what it has of this callback goes by the metric's name.
+        # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
         super().setup(trainer, pl_module, stage)
 
@@ -75,7 +76,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A resumed run has a folder of its own, and the best so far is still the best.
+        # A resumed run has its own folder, but keeps the best score so far.
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def _write_last(self, trainer: pl.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""What a run needs in memory: at the peak of each stage, split up, and against plain inference."""
+"""Measures the memory of a run: the peak of each stage, its parts, and its ratio to plain inference."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _MIB = 2**20
 
 
 class Gauge(ABC):
-    """Reads how much memory is held on one device, in bytes."""
+    """Measures the memory that is held on one device, in bytes."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Begins a new peak, at what is held now."""
+        """Starts a new peak at the memory that is held now."""
 
     @abstractmethod
     def held(self) -> int:
-        """Returns what is held now."""
+        """Returns the memory that is held now."""
 
     @abstractmethod
     def peaks(self) -> dict[str, int]:
-        """Returns the most that was held since the last reset, ``peak``.
+        """Returns the peak since the last reset, ``peak``.
 
-        A device whose allocator keeps memory for later adds the most that this one had: ``reserved``.
+        On a device whose allocator keeps freed memory, ``reserved`` is the peak of the memory that the allocator holds.
         """
 
 
 class _CudaGauge(Gauge):
-    """The caching allocator's own statistics."""
+    """Uses the statistics of CUDA's caching allocator."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -59,13 +59,13 @@ class _CudaGauge(Gauge):
 
 
 class _LinuxGauge(Gauge):
-    """The process's resident memory and the kernel's high-water mark of it, which "5" sets back (man 5 proc)."""
+    """Uses the process's resident memory and the kernel's high-water mark, which writing "5" resets (man 5 proc)."""
 
     def __init__(self) -> None:
         self._trim = ctypes.CDLL(None).malloc_trim
 
     def reset(self) -> None:
-        # glibc keeps tens of MiB of freed activations for later: they would count as held, and new ones as none.
+        # glibc keeps tens of MiB of freed activations: they would count as held, and new activations would not count.
         self._trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -81,7 +81,7 @@ class _LinuxGauge(Gauge):
 
 
 class _SampledGauge(Gauge):
-    """The process's resident memory wherever the kernel keeps no mark that can be set back: sampled, so too low."""
+    """Samples the process's resident memory where the kernel has no resettable peak; the peak is too low."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -98,47 +98,51 @@ class _SampledGauge(Gauge):
 
 
 def gauge_for(device: torch.device) -> Gauge:
-    """Returns the finest gauge that there is for a device; its peak begins when it is first reset."""
+    """Returns the most exact gauge for a device. Its peak starts at the first reset."""
     if device.type == "cuda":
         return _CudaGauge(device)
     try:
         gauge = _LinuxGauge()
         gauge.reset()
-    except (AttributeError, OSError):  # another libc than glibc; another system than Linux, or a sandbox
+    except (AttributeError, OSError):  # no glibc, no Linux, or a sandbox
         return _SampledGauge()
     return gauge
 
 
 def _weight_bytes(module: nn.Module) -> int:
-    """Adds up a module's parameters and buffers, tied ones once."""
+    """Returns the bytes of a module's parameters and buffers; tied ones count once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 class MemoryProfiler(pl.Callback):
-    """Measures what a run needs in memory, where it goes, and how much more a step needs than inference does.
+    """Measures a run's memory, its parts, and the ratio of a step's peak to that of inference.
 
-    Three stages have a peak. ``inference`` is one evaluation of the loss on the first training batch, at the start of
-    the fit, after another one that nobody measures (lazily loaded weights and libraries are in memory from then on).
-    ``fit`` is everything since the last look: the steps, and what ran between them (loading batches, checkpoints, other
-    callbacks). ``validation`` is one validation. On CUDA peaks are what tensors held (and, separately, what the
-    allocator reserved) on this rank's device. Elsewhere they are the resident memory of this process, without that of
-    data-loader workers: on Linux by the kernel's high-water mark, on other systems sampled at the end of each stage,
-    which is coarser and misses what was freed before.
+    Three stages have a peak:
 
-    Scalars, in MiB, at the first step and every ``every_n_steps`` steps: how much memory does this run need, and what
-    takes it?
+    - ``inference``: one evaluation of the loss on the first training batch, at the start of the fit. An unmeasured
+      evaluation comes first, so that lazily loaded weights and libraries are in memory.
+    - ``fit``: the steps since the last log entry and the work between them (loading batches, checkpoints, other
+      callbacks).
+    - ``validation``: one validation.
+
+    On CUDA, peaks are the memory of tensors (and, separately, the memory that the allocator reserved) on this rank's
+    device. Elsewhere they are the resident memory of this process, without data-loader workers. Linux provides the
+    kernel's high-water mark. On other systems memory is sampled at the end of each stage, which misses memory that was
+    freed before.
+
+    Scalars, in MiB, at the first step and every ``every_n_steps`` steps:
 
     - ``memory/fit_peak``, and on CUDA ``memory/fit_reserved``,
     - ``memory/weights``: parameters and buffers,
     - ``memory/scratch``: noise, scratch buffers and copies that the optimizer holds between steps,
-    - ``memory/process``: what was held when inference was measured besides weights and scratch: on a CPU the
-      interpreter, its libraries and the data, on CUDA next to nothing,
-    - ``memory/activations``: activations and the rest, that is ``fit_peak`` less the three above.
+    - ``memory/process``: memory besides weights and scratch when inference was measured: on a CPU the interpreter, its
+      libraries and the data, on CUDA almost nothing,
+    - ``memory/activations``: activations and the rest, which is ``fit_peak`` minus the three above.
 
-    Once at the first step: ``memory/inference_peak`` (``memory/inference_reserved``) and
-    ``memory/step_over_inference``: the peak of the first step over that of inference on the same batch, both less
-    ``process``, so that the size of the interpreter does not hide the difference. After each validation:
-    ``memory/validation_peak`` (``memory/validation_reserved``).
+    Once, at the first step: ``memory/inference_peak`` (``memory/inference_reserved``) and
+    ``memory/step_over_inference``. The latter is the peak of the first step over that of inference on the same batch.
+    ``process`` is subtracted from both, so that the size of the interpreter does not hide the difference. After each
+    validation: ``memory/validation_peak`` (``memory/validation_reserved``).
 
     Example:
         trainer:
@@ -148,12 +152,13 @@ class MemoryProfiler(pl.Callback):
                 every_n_steps: 50
 
     Args:
-        every_n_steps: Log every so many steps.
+        every_n_steps: Logging interval, in steps.
 
     Attributes:
         peak_bytes: Highest peak of each stage so far, keys ``inference``, ``fit``, ``validation``; kept in checkpoints.
         reserved_bytes: The same for the memory that CUDA's allocator reserved; empty elsewhere.
-        split_bytes: The last look at ``fit`` split up, keys ``weights``, ``scratch``, ``process``, ``activations``.
+        split_bytes: Parts of the last logged peak of ``fit``, keys ``weights``, ``scratch``, ``process``,
+            ``activations``.
         step_over_inference: A step's peak over inference's; None before the first step.
     """
 
@@ -164,18 +169,18 @@ class MemoryProfiler(pl.Callback):
         self.reserved_bytes: dict[str, int] = {}
         self.split_bytes: dict[str, int] = {}
         self.step_over_inference: float | None = None
-        self._window: dict[str, int] = {}  # fit's peaks since the last look, as far as a validation has cut them off
-        self._fitting = False  # whether steps are taken at all in this run, and inference has been measured
-        self._stepped = False  # whether the first step of this run has been measured
+        self._window: dict[str, int] = {}  # peaks of fit since the last log entry, before a validation reset the gauge
+        self._fitting = False  # whether this run trains and has measured inference
+        self._stepped = False  # whether this run has measured its first step
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The highest peak of all stages, 0 before the first."""
+        """The highest peak of all stages; 0 before the first."""
         return max(self.peak_bytes.values(), default=0)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Finds out how memory is measured on this run's device."""
+        """Chooses the gauge for this run's device."""
         self._gauge = gauge_for(trainer.strategy.root_device)
         self._window = {}
         self._fitting = self._stepped = False
@@ -196,14 +201,14 @@ class MemoryProfiler(pl.Callback):
             module.objective(batch)
         self._inference = self._gauge.peaks()
         self._process = max(held - _weight_bytes(pl_module) - module.zo.scratch_bytes(), 0)
-        self._note("inference", self._inference)
+        self._raise_peaks("inference", self._inference)
         self._gauge.reset()
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Looks at the steps' peak: at the first step, and when it is time to."""
+        """Logs the peak of the steps, at the first step and at each due step."""
         if self._stepped and not is_due(trainer, self._every_n_steps):
             return
         self._close_window()
@@ -218,7 +223,7 @@ class MemoryProfiler(pl.Callback):
         scalars = _scalars("fit", peaks) | {f"memory/{part}": size / _MIB for part, size in self.split_bytes.items()}
         if not self._stepped:
             self._stepped = True
-            # At least a byte is held in inference beyond the process: its weights.
+            # The denominator is positive: inference holds at least the weights beyond the process.
             ratio = (peaks["peak"] - self._process) / (self._inference["peak"] - self._process)
             self.step_over_inference = ratio
             scalars |= _scalars("inference", self._inference) | {"memory/step_over_inference": ratio}
@@ -226,22 +231,22 @@ class MemoryProfiler(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the steps since the last look into account."""
+        """Includes the steps since the last log entry in the peaks."""
         self._close_window()
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins a new peak."""
+        """Starts a new peak for the validation."""
         if self._fitting:
             self._close_window()
         self._gauge.reset()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks at the validation's peak, and begins a new one."""
+        """Logs the validation's peak, and starts a new one."""
         peaks = self._gauge.peaks()
-        self._note("validation", peaks)
-        if self._fitting:  # the sanity check and `trainer.validate` have no step to be logged at
+        self._raise_peaks("validation", peaks)
+        if self._fitting:  # the sanity check and `trainer.validate` have no step to log at
             log_scalars(trainer, _scalars("validation", peaks))
         self._gauge.reset()
 
@@ -252,24 +257,24 @@ class MemoryProfiler(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a state that ``state_dict`` returned; inference and the first step are measured anew."""
+        """Restores the peaks that ``state_dict`` returned; inference and the first step are measured again."""
         self.peak_bytes = dict(state_dict["peak_bytes"])
         self.reserved_bytes = dict(state_dict["reserved_bytes"])
 
     def _close_window(self) -> None:
-        """Takes the peaks since the last reset as fit's, and begins new ones."""
+        """Adds the peaks since the last reset to those of fit, and starts new ones."""
         peaks = self._gauge.peaks()
         self._window = {kind: max(size, self._window.get(kind, 0)) for kind, size in peaks.items()}
-        self._note("fit", peaks)
+        self._raise_peaks("fit", peaks)
         self._gauge.reset()
 
-    def _note(self, stage: str, peaks: dict[str, int]) -> None:
-        """Raises a stage's peaks to those that were just measured."""
+    def _raise_peaks(self, stage: str, peaks: dict[str, int]) -> None:
+        """Raises a stage's peaks to the measured ones."""
         self.peak_bytes[stage] = max(peaks["peak"], self.peak_bytes.get(stage, 0))
         if "reserved" in peaks:
             self.reserved_bytes[stage] = max(peaks["reserved"], self.reserved_bytes.get(stage, 0))
 
 
 def _scalars(stage: str, peaks: dict[str, int]) -> dict[str, float]:
-    """Names a stage's peaks for the loggers, in MiB."""
+    """Returns a stage's peaks by their logged names, in MiB."""
     return {f"memory/{stage}_{kind}": size / _MIB for kind, size in peaks.items()}

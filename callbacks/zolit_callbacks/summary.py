@@ -1,4 +1,4 @@
-"""What a fit came to, in a few lines for people and a file for machines."""
+"""Summarizes a fit: a table in the terminal, and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from zolit.report import StepReport
+from zolit.optim.report import StepReport
 from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
@@ -24,14 +24,14 @@ _MEASUREMENTS = 20
 
 
 class RunSummary(pl.Callback):
-    """Says at a fit's end how accurate the model was before and after, what it cost, and where everything lies.
+    """Reports a fit's accuracy before and after training, its costs, and the places of its files.
 
-    "Before" is the validation that Lightning runs before the first step (``num_sanity_val_steps: -1``; a checkpoint
-    keeps it), "after" the one of the final weights. A step's time is compared with two plain forwards of the same
-    batch, run just before it, on about twenty steps spread over the run and not the first three: the median ratio.
-    These forwards are not among ``forward_passes``.
+    "Before" is the validation before the first step (``num_sanity_val_steps: -1``; checkpoints keep it). "After" is the
+    validation of the final weights. On about twenty steps spread over the run, the time of a step is compared with two
+    plain forwards of the same batch, run just before the step; the first three steps are excluded. The summary has the
+    median ratio. These forwards are not counted in ``forward_passes``.
 
-    ``write`` is for whoever runs the fit to call, once final weights are validated; the command line does.
+    The caller of the fit calls ``write`` after the final weights are validated; the command line does so.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class RunSummary(pl.Callback):
         return trainer.fit_loop.epoch_loop.global_step
 
     def is_behind(self, trainer: pl.Trainer) -> bool:
-        """Tells whether steps were made since the last validation of weights that there is data to validate on."""
+        """Tells whether there is validation data, and a step was made since the last validation."""
         return bool(trainer.val_dataloaders) and self._validated_at != self._steps_of(trainer)
 
     @override
@@ -109,7 +109,7 @@ class RunSummary(pl.Callback):
         self._seconds = time.perf_counter() - self._fit_started
 
     def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Returns what ``summary.json`` holds; what was not measured is None."""
+        """Returns the content of ``summary.json``; unmeasured values are None."""
         checkpoint = next((c for c in _callbacks(trainer) if isinstance(c, StepCheckpoint)), None)
         profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
         peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
@@ -140,12 +140,12 @@ class RunSummary(pl.Callback):
         }
 
     def write(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Prints the summary and writes ``summary.json`` into the run folder, on rank zero.
+        """Prints the summary, and writes ``summary.json`` into the run's folder, on rank zero.
 
         Returns:
-            The figures.
+            The content of ``summary.json``.
         """
-        figures = self.figures(trainer)  # on every rank: where the logs are is agreed on by all
+        figures = self.figures(trainer)  # on each rank: the path of the logs is broadcast to all
         if trainer.is_global_zero and not cast("Any", trainer).fast_dev_run:
             folder = Path(figures["logs"])
             folder.mkdir(parents=True, exist_ok=True)

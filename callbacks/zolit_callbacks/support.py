@@ -1,4 +1,4 @@
-"""Whether the sampler still tells blocks apart without having staked everything on a few."""
+"""Monitors whether the curvature scores still distinguish blocks, and have not collapsed onto a few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from zolit.report import SelectionReport, StepReport
+from zolit.optim.report import SelectionReport, StepReport
 from zolit_callbacks.boards import is_due, log_scalars
 
 Health = Literal["healthy", "collapsed", "flat"]
@@ -20,20 +20,21 @@ Health = Literal["healthy", "collapsed", "flat"]
 class SupportMonitor(pl.Callback):
     """Logs how concentrated the curvature scores are, and warns when they have collapsed or are flat.
 
-    Every ``every_n_steps`` steps it writes three scalars: among how many units (blocks; parameters where selection is
-    per parameter) are the scores effectively spread?
+    Every ``every_n_steps`` steps it writes three scalars. Units are blocks, or parameters if selection is per
+    parameter.
 
     - ``support/effective``: the effective support d_eff = (Σ√s)² / Σs, from 1 to the number of units,
     - ``support/effective_share``: the same as a share of the units,
-    - ``support/entropy``: the normalized entropy of √s / Σ√s, from 0 (one unit has it all) to 1 (all are equal).
+    - ``support/entropy``: the normalized entropy of √s / Σ√s, from 0 (one unit has everything) to 1 (all are equal).
 
-    Two states defeat the purpose of sampling by curvature. The distribution has *collapsed* when the share or the
-    entropy is below ``collapsed_below``: nearly all units are hardly ever moved, and 1/π makes the few times they are
-    violent. It is *flat* when the share is above ``flat_above``: the scores tell nothing apart, and sampling is uniform
-    at best. Each is warned of when the run enters it, not again before it has clearly left it (by twice the margin),
-    and not in the first ``patience`` steps, since every run starts flat. The state is kept in checkpoints.
+    Two states make sampling by curvature useless. The distribution has *collapsed* if the share or the entropy is below
+    ``collapsed_below``: nearly all units are hardly ever moved, and if they are, 1/π makes the move very large. It is
+    *flat* if the share is above ``flat_above``: the scores do not distinguish units, and sampling is uniform at best.
+    The callback warns when the run enters such a state. It warns again only after the run has clearly left the state
+    (by twice the margin). It does not warn in the first ``patience`` steps, because each run starts flat. The state is
+    kept in checkpoints.
 
-    Runs whose selection has no scores (MeZO, uniform sampling) have no support; nothing is logged then.
+    A selection without scores (MeZO, uniform sampling) has no support; the callback then logs nothing.
 
     Example:
         trainer:
@@ -44,11 +45,12 @@ class SupportMonitor(pl.Callback):
                 collapsed_below: 0.05
 
     Args:
-        every_n_steps: Log, and look, every so many steps.
-        collapsed_below: Effective support as a share of the units, or normalized entropy, below which the distribution
-            counts as collapsed.
-        flat_above: Effective support as a share of the units above which it counts as flat.
-        patience: Do not warn in the first so many steps of the run.
+        every_n_steps: Logging and checking interval, in steps.
+        collapsed_below: The distribution counts as collapsed if the effective support, as a share of the units, or the
+            normalized entropy is below this value.
+        flat_above: The distribution counts as flat if the effective support, as a share of the units, is above this
+            value.
+        patience: Number of first steps of the run without warnings.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class SupportMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Logs and looks if it is time to."""
+        """Logs and checks the step's scores if the step is due."""
         if not is_due(trainer, self._every_n_steps):
             return
         assert isinstance(outputs, Mapping)
@@ -87,13 +89,13 @@ class SupportMonitor(pl.Callback):
             },
         )
         if report.step >= self._patience:
-            health = self._judged(share, entropy)
+            health = self._classify(share, entropy)
             if health != self._health:
                 self._health = health
                 self._warn(report.step, selection, share, entropy)
 
-    def _judged(self, share: float, entropy: float) -> Health:
-        """Tells the state that the numbers mean, given the one before them."""
+    def _classify(self, share: float, entropy: float) -> Health:
+        """Returns the state, given the numbers and the previous state."""
         below = self._collapsed_below * (2.0 if self._health == "collapsed" else 1.0)
         margin = (1.0 - self._flat_above) * (2.0 if self._health == "flat" else 1.0)
         if min(share, entropy) < below:
@@ -101,30 +103,30 @@ class SupportMonitor(pl.Callback):
         return "flat" if share > 1.0 - margin else "healthy"
 
     def _warn(self, step: int, selection: SelectionReport, share: float, entropy: float) -> None:
-        """Says that a state was entered, how it shows, and what can be done."""
+        """Warns that a state was entered, with its numbers and possible remedies."""
         numbers = (
             f"at step {step} the effective support is {selection.effective_support:.1f} of {selection.units} units "
             f"({share:.1%}) and the normalized entropy {entropy:.3f}"
         )
         if self._health == "collapsed":
             rank_zero_warn(
-                f"The curvature distribution has collapsed: {numbers}. Most of the model is hardly moved any more, and "
-                "by large corrections 1/π when it is. Raise `exploration` or `budget_min`, lower `smoothing`, or "
-                "choose another score than `literal`, which feeds on its own choices."
+                f"The curvature distribution has collapsed: {numbers}. Most of the model is hardly ever moved, and "
+                "then with large corrections 1/π. Raise `exploration` or `budget_min`, lower `smoothing`, or use "
+                "another score than `literal`, which reinforces its own choices."
             )
         elif self._health == "flat":
             rank_zero_warn(
-                f"The curvature distribution is flat: {numbers}. The scores tell the blocks apart no better than "
-                "uniform sampling would. Raise `smoothing` if the scores lag behind, do not divide them by the blocks' "
-                "sizes, or save their bookkeeping and run MeZO."
+                f"The curvature distribution is flat: {numbers}. Sampling by these scores is no better than uniform "
+                "sampling. Raise `smoothing` if the scores lag behind, do not divide them by the blocks' sizes, or use "
+                "MeZO, which computes no scores."
             )
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state that was last warned of."""
+        """Returns the state of the last warning."""
         return {"health": self._health}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a state that ``state_dict`` returned."""
+        """Restores a state that ``state_dict`` returned."""
         self._health = state_dict["health"]

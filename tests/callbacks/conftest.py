@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.callbacks.reporting import Runs
+from tests.helpers.reporting import Runs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from zolit_callbacks import BudgetLogger
 
-from tests.callbacks.reporting import Runs
+from tests.helpers.reporting import Runs
 
 EXPECTED = {
     "budget/units": 2.0,
@@ -24,7 +24,7 @@ EXPECTED = {
 }
 
 
-def test_scalars_stand_where_the_module_s_own_stand(runs: Runs) -> None:
+def test_scalars_have_the_modules_steps(runs: Runs) -> None:
     runs.fit(BudgetLogger(every_n_steps=3), runs.module(lambda step: None), steps=10)
     loss = runs.scalars("train/loss")
     for tag, value in EXPECTED.items():
@@ -32,7 +32,7 @@ def test_scalars_stand_where_the_module_s_own_stand(runs: Runs) -> None:
     assert {step: loss[step] for step in (2, 5, 8)} == {2: 2.0, 5: 5.0, 8: 8.0}
 
 
-def test_logs_meet_lightning_s_where_the_intervals_are_equal(runs: Runs) -> None:
+def test_scalars_have_the_steps_of_lightnings_own(runs: Runs) -> None:
     runs.fit(BudgetLogger(every_n_steps=4), runs.module(lambda step: None), steps=10, log_every_n_steps=4)
     assert list(runs.scalars("budget/units")) == list(runs.scalars("train/loss")) == [3, 7]
 
@@ -50,5 +50,5 @@ def test_without_logger(runs: Runs) -> None:
     assert runs.fit(BudgetLogger(1), runs.module(lambda step: None), steps=3, logger=False).global_step == 3
 
 
-def test_other_steps_are_not_looked_at() -> None:
+def test_other_steps_are_not_logged() -> None:
     BudgetLogger(every_n_steps=4).on_train_batch_end(SimpleNamespace(global_step=3), None, None, None, 0)

@@ -15,14 +15,14 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from zolit_callbacks import CurvatureTracker, curvature
 
-from tests.callbacks.reporting import Runs
+from tests.helpers.reporting import Runs
 
 
 def steady(step: int) -> Sequence[float]:
     return (4e-3, 1e-3, 2e-3, 0.0)
 
 
-def test_scalars_of_the_leaders_stand_where_the_module_s_own_stand(runs: Runs) -> None:
+def test_scalars_of_the_leaders_have_the_modules_steps(runs: Runs) -> None:
     runs.fit(CurvatureTracker(every_n_steps=4, top=2), runs.module(steady), steps=10)
     tags = [tag for tag in runs.boards().Tags()["scalars"] if tag.startswith("curvature/")]
     assert sorted(tags) == [
@@ -54,7 +54,7 @@ def test_histograms(runs: Runs) -> None:
     boards = runs.boards()
     scores = boards.Histograms("curvature/log10_scores")
     assert [event.step for event in scores] == [4, 9]
-    # Of the four scores one is 0 and has no logarithm.
+    # One of the four scores is 0 and has no logarithm.
     assert (scores[0].histogram_value.num, scores[0].histogram_value.max) == (3, pytest.approx(-2.39794))
     probabilities = boards.Histograms("curvature/probabilities")
     assert [event.step for event in probabilities] == [4, 9]
@@ -77,7 +77,7 @@ def table(runs: Runs) -> dict[int, str]:
 def test_heat_map_and_table_are_drawn_at_their_steps_and_at_the_end(runs: Runs) -> None:
     runs.fit(CurvatureTracker(every_n_steps=3, figure_every_n_steps=5, top=2), runs.module(steady), steps=10)
     images = runs.boards().Images("curvature/heat_map")
-    assert [event.step for event in images] == [5, 8]  # every six steps; the last look is at step 8
+    assert [event.step for event in images] == [5, 8]  # every six steps; the last logged step is 8
     assert images[0].width == 1300
     assert list(table(runs)) == [5, 8]
     lines = table(runs)[5].splitlines()
@@ -85,12 +85,14 @@ def test_heat_map_and_table_are_drawn_at_their_steps_and_at_the_end(runs: Runs) 
     assert lines[2] == "| 1 | `embed.weight` | 4.000e-03 | 57.1% | 1.000 | 4,000 |"
 
 
-def test_nothing_is_drawn_twice(runs: Runs) -> None:
+def test_no_figure_is_drawn_twice(runs: Runs) -> None:
     runs.fit(CurvatureTracker(every_n_steps=5, figure_every_n_steps=5), runs.module(steady), steps=10)
     assert [event.step for event in runs.boards().Images("curvature/heat_map")] == [4, 9]
 
 
-def test_the_last_look_is_in_the_heat_map_when_columns_are_thinned(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_step_stays_in_the_heat_map_when_columns_are_dropped(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     draw = curvature.draw_heat_map
 
@@ -132,14 +134,14 @@ def test_series_and_heat_map_continue_in_a_resumed_run(runs: Runs, columns: int)
 
 def test_without_scores_it_warns_once_and_does_nothing(runs: Runs) -> None:
     tracker = CurvatureTracker(1)
-    with pytest.warns(UserWarning, match="nothing to track") as caught:
+    with pytest.warns(UserWarning, match="logs nothing") as caught:
         runs.fit(tracker, runs.module(lambda step: None), steps=3)
     assert len([warning for warning in caught if "CurvatureTracker" in str(warning.message)]) == 1
     tags = runs.boards().Tags()
     assert (tags["scalars"], tags["images"], tags["histograms"]) == (["train/loss", "epoch"], [], [])
 
 
-def test_other_ranks_and_other_steps_are_left_alone(runs: Runs) -> None:
+def test_other_ranks_and_other_steps_are_not_logged(runs: Runs) -> None:
     tracker = CurvatureTracker(every_n_steps=2)
     for trainer in (
         SimpleNamespace(global_step=3, is_global_zero=True, loggers=[runs.logger]),

@@ -64,14 +64,14 @@ def test_a_language_model_is_layers_and_kinds() -> None:
     torch.testing.assert_close(over_layers[1:-1], blocks.mean(2).T, check_dtype=False)
     torch.testing.assert_close(over_kinds, blocks.mean(1).T, check_dtype=False)
     torch.testing.assert_close(crossed[1:-1], blocks[-1], check_dtype=False)
-    # The embedding is no kind of tensor in a layer: one long cell.
+    # The embedding is not in a layer, so it is one long cell.
     torch.testing.assert_close(crossed[0], history[-1, 0].expand(9), check_dtype=False)
     # All panels share the one scale that the color bar shows.
     assert len({(axes.collections[0].norm.vmin, axes.collections[0].norm.vmax) for axes in (upper, now, lower)}) == 1
     assert any(axes.get_ylabel() == "π" for axes in figure.axes)
 
 
-def test_columns_stand_at_their_steps() -> None:
+def test_columns_are_drawn_at_their_steps() -> None:
     _, (axes,), _ = draw(["a", "b"], steps=(49, 99, 199))
     assert axes.collections[0].get_coordinates()[0, :, 0].tolist() == [-1, 49, 99, 199]
 

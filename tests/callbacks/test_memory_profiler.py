@@ -9,7 +9,7 @@ import pytest
 import torch
 from zolit_callbacks import MemoryProfiler, memory
 
-from tests.callbacks.reporting import ReportingModule, Runs
+from tests.helpers.reporting import ReportingModule, Runs
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's high-water mark")
@@ -20,7 +20,7 @@ def module(runs: Runs, **held: int) -> ReportingModule:
 
 
 class ToyGauge:
-    """Peaks by script."""
+    """A gauge with prepared peaks."""
 
     def __init__(self, held: int, *peaks: int) -> None:
         self.at_start = held
@@ -55,9 +55,9 @@ def test_peaks_of_a_real_run(runs: Runs) -> None:
 
 
 @linux
-def test_what_the_heap_keeps_for_later_is_not_taken_for_the_process_s(runs: Runs) -> None:
+def test_freed_heap_memory_does_not_count_for_the_process(runs: Runs) -> None:
     size = 28 * MIB
-    torch.ones(size + MIB, dtype=torch.uint8)  # glibc takes it as a sign to keep smaller pieces when they are freed
+    torch.ones(size + MIB, dtype=torch.uint8)  # after this, glibc keeps smaller freed blocks
     profiler = MemoryProfiler()
     runs.fit(profiler, module(runs, inference_bytes=size, step_bytes=size), steps=1)
     assert profiler.split_bytes["activations"] == pytest.approx(size, abs=6 * MIB)
@@ -65,7 +65,7 @@ def test_what_the_heap_keeps_for_later_is_not_taken_for_the_process_s(runs: Runs
 
 
 @linux
-def test_validation_has_a_peak_of_its_own(runs: Runs) -> None:
+def test_validation_has_its_own_peak(runs: Runs) -> None:
     profiler = MemoryProfiler(every_n_steps=5)
     model = runs.validating_module(lambda step: None)
     model.validation_bytes = 128 * MIB
@@ -78,7 +78,7 @@ def test_validation_has_a_peak_of_its_own(runs: Runs) -> None:
 
 
 @linux
-def test_a_peak_between_two_looks_is_seen(runs: Runs) -> None:
+def test_a_peak_between_two_log_entries_is_measured(runs: Runs) -> None:
     profiler = MemoryProfiler(every_n_steps=5)
 
     class Spiking(runs.module):
@@ -90,12 +90,12 @@ def test_a_peak_between_two_looks_is_seen(runs: Runs) -> None:
     fit = runs.scalars("memory/fit_peak")
     assert list(fit) == [0, 4, 9]
     assert fit[9] - fit[4] == pytest.approx(128, abs=8)
-    # The step after the last look counts as well, though nothing is logged about it.
+    # The step after the last log entry also counts, although nothing is logged about it.
     assert profiler.peak_bytes["fit"] / MIB - fit[4] == pytest.approx(128, abs=8)
 
 
 def test_a_validation_does_not_lose_the_steps_before_it(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Inference and step 0; to the look at step 4 with a validation between; to the one at step 9 with two; the end.
+    # Inference and step 0; up to the entry at step 4, with one validation; up to that at step 9, with two; the end.
     peaks = (60, 70, 90, 80, 75, 72, 81, 73, 82, 74, 65)
     gauge = ToyGauge(50 * MIB, *(peak * MIB for peak in peaks))
     with_gauge(monkeypatch, gauge)
@@ -143,7 +143,7 @@ def test_a_resumed_run_keeps_its_peaks_and_measures_inference_anew(runs: Runs, m
     assert profiler.step_over_inference == (70 - 0) / (50 - 0)
 
 
-def test_other_steps_are_not_looked_at(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_steps_are_not_logged(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     gauge = ToyGauge(50, 60, 70, 80, 75)
     with_gauge(monkeypatch, gauge)
     runs.fit(MemoryProfiler(every_n_steps=6), module(runs), steps=8, logger=False)
@@ -159,7 +159,7 @@ def test_validate_alone(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert profiler.peak_bytes == {"validation": 60}
 
 
-def test_without_a_mark_that_can_be_set_back_memory_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_resettable_peak_memory_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, text: str, encoding: str) -> NoReturn:
         raise PermissionError
 

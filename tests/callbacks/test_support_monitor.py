@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from zolit_callbacks import SupportMonitor
 
-from tests.callbacks.reporting import Runs
+from tests.helpers.reporting import Runs
 
 FLAT = (1.0, 1.0, 1.0, 1.0)
 NEARLY_FLAT = (1.0, 1.0, 1.0, 0.4)  # share .97
@@ -46,7 +46,7 @@ def test_a_change_of_state_is_warned_of_once(runs: Runs, scores: Sequence[float]
     assert len(said_in(caught)) == 1
 
 
-def test_it_is_warned_of_again_after_it_was_left(runs: Runs) -> None:
+def test_a_state_that_was_left_warns_again(runs: Runs) -> None:
     module = runs.module(lambda step: UNEVEN if step == 5 else FLAT)
     with pytest.warns(UserWarning, match="is flat") as caught:
         runs.fit(monitor(), module, steps=10, logger=False)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import layered
+from tests.helpers.tiny import layered
 from zolit import CurvZO, MeZO, UserError, ZerothOrder
-from zolit.perturbation import GaussianPool, Rademacher
+from zolit.optim.perturbation.gaussian_pool import GaussianPool
+from zolit.optim.perturbation.rademacher import Rademacher
 
 BOTH = [
     ("lr", {"lr": -1e-3}),

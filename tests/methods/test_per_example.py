@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from zolit import MeZO, PerExample, UserError
-from zolit.closure import Closure
-from zolit.optimizer import ZerothOrder
-from zolit.ranks import Ranks
+from zolit.optim.base_point import Closure
+from zolit.optim.collectives import Collectives
+from zolit.optim.optimizer import ZerothOrder
 
 
 class Tiny(nn.Module):
@@ -147,20 +147,20 @@ def test_rank_must_be_positive() -> None:
         PerExample(Slopes(2, 3), rank=0)
 
 
-class Twins(Ranks):
+class Twins(Collectives):
     """Another rank has the same examples."""
 
     size = 2
 
-    def gather(self, own: Tensor) -> Tensor:
+    def all_gather(self, own: Tensor) -> Tensor:
         return torch.cat([own, own], dim=-1)
 
 
 def test_examples_need_names_where_there_are_other_ranks() -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
     optimizer = PerExample(model, guided=False)
-    optimizer.ranks = Twins()
-    with pytest.raises(UserError, match="examples need names"):
+    optimizer.collectives = Twins()
+    with pytest.raises(UserError, match="examples need ids"):
         optimizer.step(lambda: model(inputs))
     optimizer.step(lambda: model(inputs), examples=[0, 1, 2, 3])
     assert len(optimizer.last_step.coefficients) == 8

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
-from tests.methods.battery import METHODS
+from tests.helpers.battery import METHODS
 
 
 def test_ranks_stay_equal_to_the_bit() -> None:
@@ -20,7 +20,7 @@ def test_ranks_stay_equal_to_the_bit() -> None:
     env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "methods" / "ranks_battery.py")],
+            [sys.executable, str(ROOT / "tests" / "helpers" / "ranks_battery.py")],
             env={**env, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The optimizer against a reference that stores its directions and follows the formulas (``tests/reference.py``)."""
+"""The optimizer against ``tests/helpers/reference.py``, which stores its directions and follows the formulas."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.reference import Naive
-from tests.tiny import layered, regression, seen_by, weights_of
+from tests.helpers.reference import Naive
+from tests.helpers.tiny import layered, regression, seen_by, weights_of
 from zolit import CurvZO, MeZO, ZerothOrder
-from zolit.perturbation import GaussianPool, Perturbation, Rademacher
-from zolit.scratch import CHUNK
+from zolit.optim.buffers import CPU_CHUNK
+from zolit.optim.perturbation.base import Perturbation
+from zolit.optim.perturbation.gaussian_pool import GaussianPool
+from zolit.optim.perturbation.rademacher import Rademacher
 
 TENSORS = {name: [name] for name, _ in layered().named_parameters()}
 LAYERS: dict[str, list[str]] = {}
@@ -99,9 +101,9 @@ def test_equals_the_reference_beyond_a_chunk(law: Perturbation | None) -> None:
 
     def tall() -> tuple[nn.Module, Callable[[], Tensor]]:
         model = nn.Module()
-        model.register_parameter("w", nn.Parameter(torch.zeros(CHUNK + 1001)))
+        model.register_parameter("w", nn.Parameter(torch.zeros(CPU_CHUNK + 1001)))
         model.register_parameter("v", nn.Parameter(torch.zeros(3)))
-        slope = torch.linspace(-1.0, 1.0, CHUNK + 1001) / 1000.0
+        slope = torch.linspace(-1.0, 1.0, CPU_CHUNK + 1001) / 1000.0
         return model, lambda: (model.w * slope).sum() + model.v.sum()
 
     (model, closure), (other, closure_of_other) = tall(), tall()

@@ -38,7 +38,7 @@ def test_validation_pairs_occur_nowhere_else() -> None:
     ]
     seen = set().union(*map(language.pairs, corpus))
     for record in read(VALIDATION):
-        # Every opinion has a pair, or the holding out would be vacuous.
+        # Each opinion has a pair, else holding out pairs would have no effect.
         assert language.pairs(record.sentence)
         assert language.pairs(record.sentence).isdisjoint(seen)
 
@@ -51,8 +51,8 @@ def test_label_words_are_distinct_single_tokens_after_the_prompt(tokenizer: PreT
     assert len({label[-1] for label in labels}) == 2
 
 
-def test_untuned_model_answers_at_chance_yet_knows_the_mood(tokenizer: PreTrainedTokenizerBase) -> None:
-    """What fine-tuning needs: nothing to gain from the label words, all there in the other words of opinion."""
+def test_model_before_tuning_answers_at_chance_and_represents_the_mood(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The label words carry no information before fine-tuning; the other words of opinion do."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, local_files_only=True)
     assert isinstance(model, LlamaForCausalLM)
     records = read(VALIDATION)
@@ -79,7 +79,7 @@ def test_files_are_small() -> None:
     assert sum(file.stat().st_size for file in files) < 1_500_000
 
 
-def test_builder_writes_what_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_builder_writes_the_shipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build.main(["--output", str(tmp_path), "--steps", "3"])
     assert "pretraining" in capsys.readouterr().out
     built = {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()}

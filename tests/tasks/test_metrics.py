@@ -1,4 +1,4 @@
-"""Scores of written answers, on cases that are easily got wrong, and a mean that is exact in every precision."""
+"""Scores of generated answers on difficult cases, and a mean that is exact in every precision."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from zolit.tasks.metrics import MeanScore, drop_scores, squad_scores
 
 
 @pytest.mark.parametrize(
-    ("answer", "accepted", "f1", "exact"),
+    ("answer", "references", "f1", "exact"),
     [
         ("a boat", ["boat"], 1.0, 1.0),  # articles
         ("The  Boat!", ["boat"], 1.0, 1.0),  # case, punctuation, spaces
         ("red boat", ["the boat", "red"], 2 / 3, 0.0),  # the best of several: boat 1/2 and 1/1; red the same
-        ("boat boat", ["boat"], 2 / 3, 0.0),  # a word counts as often as it is in both
+        ("boat boat", ["boat"], 2 / 3, 0.0),  # a repeated word counts as often as both texts have it
         ("", ["boat"], 0.0, 0.0),
-        ("the", ["a"], 1.0, 1.0),  # nothing is left of either
+        ("the", ["a"], 1.0, 1.0),  # both are empty without articles
         ("ship", ["boat"], 0.0, 0.0),
-        ("7.0", ["7"], 0.0, 0.0),  # 70 after its point is gone
+        ("7.0", ["7"], 0.0, 0.0),  # 70 without the point
         ("U.S.", ["US"], 1.0, 1.0),
         ("well-known", ["well known"], 0.0, 0.0),  # one word: wellknown
     ],
 )
-def test_squad(answer: str, accepted: list[str], f1: float, exact: float) -> None:
-    scores = squad_scores(answer, accepted)
+def test_squad(answer: str, references: list[str], f1: float, exact: float) -> None:
+    scores = squad_scores(answer, references)
     assert scores["f1"] == pytest.approx(f1)
     assert scores["exact_match"] == exact
 
 
 @pytest.mark.parametrize(
-    ("answer", "accepted", "f1", "exact"),
+    ("answer", "references", "f1", "exact"),
     [
         ("a boat", [("boat",)], 1.0, 1.0),
         ("7.0", [("7",)], 1.0, 1.0),  # numbers by value
-        ("7 points", [("8 points",)], 0.0, 0.0),  # another number: nothing counts
+        ("7 points", [("8 points",)], 0.0, 0.0),  # another number: the score is 0
         ("7 points", [("7",)], 0.67, 0.0),
         ("points", [("7 points",)], 0.0, 0.0),
-        ("well-known", [("well known",)], 1.0, 1.0),  # hyphens part words
+        ("well-known", [("well known",)], 1.0, 1.0),  # a hyphen separates words
         ("boat boat", [("boat",)], 1.0, 0.0),  # bags are sets
         ("Ada", [("Ada", "Ben")], 0.5, 0.0),  # one of two spans
         ("Ada", [("Ada", "Ben"), ("Ada",)], 1.0, 1.0),  # the best of several answers
         ("", [("boat",)], 0.0, 0.0),
-        ("1,000", [("1000",)], 1.0, 1.0),  # the comma goes, and then it is a number
+        ("1,000", [("1000",)], 1.0, 1.0),  # a number once the comma is removed
         ("$5", [("5",)], 1.0, 1.0),
-        ("-5", [("5",)], 1.0, 1.0),  # the hyphen parts words, of which one is empty
+        ("-5", [("5",)], 1.0, 1.0),  # the hyphen separates two words, and one is empty
     ],
 )
-def test_drop(answer: str, accepted: list[tuple[str, ...]], f1: float, exact: float) -> None:
-    assert drop_scores(answer, accepted) == {"f1": f1, "exact_match": exact}
+def test_drop(answer: str, references: list[tuple[str, ...]], f1: float, exact: float) -> None:
+    assert drop_scores(answer, references) == {"f1": f1, "exact_match": exact}
 
 
 def test_the_mean_is_exact_in_every_precision() -> None:

@@ -1,4 +1,4 @@
-"""The text of every task: prompts, answers, which is right, and how what is written is judged."""
+"""The texts of each task: prompts, answers, correct answers, and scores of generated answers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.tasks.examples import records
+from tests.helpers.examples import records
 from zolit import tasks
 from zolit.errors import UserError
-from zolit.tasks import Classification, MultipleChoice, Question, Task, Writing
+from zolit.tasks.classification import Classification
+from zolit.tasks.generation import Generation
+from zolit.tasks.multiple_choice import MultipleChoice
+from zolit.tasks.task import Question, Task
 
 TASKS: dict[str, Task] = {
     name.lower(): getattr(tasks, name)()
@@ -18,7 +21,7 @@ TASKS: dict[str, Task] = {
 }
 YES_NO = ("Yes", "No")
 
-# As MeZO's paper and code have them: prompt, answers, and which is right, of the record with this number.
+# As in MeZO's paper and code: task, number of the record, prompt, answers, numbers of the correct answers.
 GOLDEN: list[tuple[str, int, str, tuple[str, ...], tuple[int, ...]]] = [
     ("sst2", 0, "Ada hated film 0 It was", (" terrible", " great"), (0,)),
     (
@@ -86,7 +89,7 @@ def test_prompts_and_answers(
 ) -> None:
     task, record = TASKS[name], records(name)[index]
     assert task.question(record) == Question(prompt, answers)
-    assert task.right(record) == right
+    assert task.correct_answers(record) == right
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -97,7 +100,7 @@ def test_columns_are_those_of_the_data_set_and_all_that_is_read(name: str) -> No
     assert inputs | targets <= set(record)
     question = task.question({column: record[column] for column in inputs})
     assert question.prompt == task.question(record).prompt
-    assert task.right({column: record[column] for column in inputs | targets}) == task.right(record)
+    assert task.correct_answers({column: record[column] for column in inputs | targets}) == task.correct_answers(record)
 
 
 @pytest.mark.parametrize(
@@ -113,37 +116,37 @@ def test_prompts_of_masked_models(name: str, prompt: str) -> None:
     assert TASKS[name].masked_prompt(records(name)[0], "<mask>") == prompt
 
 
-def test_several_answers_may_be_right() -> None:
+def test_several_answers_may_be_correct() -> None:
     record = {"passage": "p", "query": "@placeholder @placeholder", "entities": ["B", "A", "C", "A"], "answers": "AC"}
-    assert TASKS["record"].right(record) == (1, 3, 2)
+    assert TASKS["record"].correct_answers(record) == (1, 3, 2)
     assert TASKS["record"].question(record).answers[1] == " A A"
 
 
 @pytest.mark.parametrize(
     ("task", "record", "message"),
     [
-        (TASKS["record"], {"entities": ["A"], "answers": ["B"]}, "has none of its answers ['B'] among its entities"),
-        (TASKS["copa"], {"label": 2}, "has the label 2, where COPA has 0 for choice1"),
-        (TASKS["cb"], {"label": -1}, "has the label '-1', for which --data.task.label_words has no word"),
+        (TASKS["record"], {"entities": ["A"], "answers": ["B"]}, "has no entity that equals one of its answers ['B']"),
+        (TASKS["copa"], {"label": 2}, "has the label 2, but COPA has only 0 for choice1"),
+        (TASKS["cb"], {"label": -1}, "has the label '-1', but --data.task.label_words has no word"),
         (TASKS["squad"], {"answers": {"text": []}}, "has no answer in the column 'answers'"),
-        (MultipleChoice("{q}", ["a", "b"]), {"label": "c"}, "has the label 'c', where --data.task.choices has a, b"),
+        (MultipleChoice("{q}", ["a", "b"]), {"label": "c"}, "has the label 'c', but --data.task.choices allows"),
     ],
 )
-def test_records_that_do_not_say_what_is_right(task: Task, record: dict[str, Any], message: str) -> None:
+def test_records_without_a_valid_label(task: Task, record: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        task.right(record)
+        task.correct_answers(record)
 
 
-def test_tasks_of_ones_own() -> None:
+def test_generic_tasks() -> None:
     choice = MultipleChoice("{q} So", ["yes", "no"], "gold")
     record = {"q": "It rained.", "yes": "it is wet.", "no": "it is dry.", "gold": "no"}
     assert choice.question(record) == Question("It rained. So", (" it is wet.", " it is dry."))
-    assert choice.right(record) == choice.right({**record, "gold": 1}) == (1,)
-    writing = Writing("Q: {q}\nA:", "gold")
-    assert writing.question(record) == Question("Q: It rained.\nA:", (" no\n",))
-    assert writing.accepted({"gold": ["x", "y"]}) == ("x", "y")
-    assert writing.judge("The No!", ["no"]) == {"f1": 1.0, "exact_match": 1.0}
-    assert writing.question({"q": "?"}).prompt == "Q: ?\nA:"  # in prediction
+    assert choice.correct_answers(record) == choice.correct_answers({**record, "gold": 1}) == (1,)
+    generation = Generation("Q: {q}\nA:", "gold")
+    assert generation.question(record) == Question("Q: It rained.\nA:", (" no\n",))
+    assert generation.references({"gold": ["x", "y"]}) == ("x", "y")
+    assert generation.judge("The No!", ["no"]) == {"f1": 1.0, "exact_match": 1.0}
+    assert generation.question({"q": "?"}).prompt == "Q: ?\nA:"  # in prediction
     masked = Classification("{q}", {"a": " a", "b": " b"}, masked_template="{mask}: {q}")
     assert masked.masked_prompt({"q": "x"}, "[M]") == "[M]: x"
 
@@ -152,11 +155,11 @@ def test_tasks_of_ones_own() -> None:
     ("make", "message"),
     [
         (lambda: Classification(label_words={"0": "", "1": " a"}), "a label word is empty"),
-        (lambda: Classification(label_words={"0": " a", "1": " a"}), "the word ' a' stands for two labels"),
-        (lambda: Classification("no gap"), "--data.task.template: 'no gap' has no gap"),
+        (lambda: Classification(label_words={"0": " a", "1": " a"}), "the word ' a' is used for two labels"),
+        (lambda: Classification("no gap"), "--data.task.template: 'no gap' has no field"),
         (lambda: MultipleChoice("{q}", ["a"]), "--data.task.choices: name at least two columns"),
     ],
 )
-def test_options_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_options(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         make()

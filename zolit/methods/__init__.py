@@ -1,47 +1,39 @@
-"""One paper a file: each method is a choice per room."""
+"""One method (paper) a file; each chooses the five stages of a step.
 
-from zolit.methods.about import About
-from zolit.methods.agzo import AGZO
-from zolit.methods.bszo import BSZO
-from zolit.methods.curvzo import CurvZO
-from zolit.methods.dizo import DiZO
-from zolit.methods.dominant_layer import DominantLayer
-from zolit.methods.first_order import FirstOrder
-from zolit.methods.fzoo import FZOO
-from zolit.methods.hi_zfo import HiZFO
-from zolit.methods.hizoo import HiZOO
-from zolit.methods.lozo import LOZO
-from zolit.methods.mezo import MeZO
-from zolit.methods.mezo_greedy import MeZOGreedy
-from zolit.methods.mezo_gv import MeZOGV
-from zolit.methods.per_example import PerExample
-from zolit.methods.sens_zoq import SensZOQ
-from zolit.methods.sparse_mezo import SparseMeZO
-from zolit.methods.sub_zero import SubZero
-from zolit.methods.zo_act import ZOAct
+Every module of this folder is imported, and its public subclasses of ``MethodBase`` are the methods: a new file is
+enough to add one.
+"""
 
-__all__ = [
-    "AGZO",
-    "BSZO",
-    "FZOO",
-    "LOZO",
-    "CurvZO",
-    "DiZO",
-    "DominantLayer",
-    "FirstOrder",
-    "HiZFO",
-    "HiZOO",
-    "MeZO",
-    "MeZOGV",
-    "MeZOGreedy",
-    "PerExample",
-    "SensZOQ",
-    "SparseMeZO",
-    "SubZero",
-    "ZOAct",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from zolit.methods.about import About as About
+from zolit.methods.base import Method as Method
+from zolit.methods.base import MethodBase as MethodBase
+
+
+def _discover() -> dict[str, type[MethodBase]]:
+    """Returns the methods that the modules of this folder define, by name in alphabetical order."""
+    found = []
+    for name in (module.name for module in iter_modules(__path__) if module.name != "base"):
+        module = import_module(f"{__name__}.{name}")
+        classes = [member for member in vars(module).values() if isinstance(member, type)]
+        found += [c for c in classes if issubclass(c, MethodBase) and c.__module__ == module.__name__]
+    return {c.__name__: c for c in sorted(found, key=lambda c: c.__name__.casefold()) if c.__name__[0] != "_"}
+
+
+_METHODS = _discover()
+globals().update(_METHODS)
+__all__ = list(_METHODS)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
 
 
 def abouts() -> dict[str, About]:
-    """Returns what there is to say of every method, by name."""
-    return {name: globals()[name].about for name in __all__}
+    """Returns the description of every method, by name."""
+    return {name: method.about for name, method in _METHODS.items()}

@@ -1,4 +1,4 @@
-"""What there is to say of a method in a line each; ``zolit methods`` prints it."""
+"""The description of a method that ``zolit methods`` prints."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A method in a few words.
+    """Describes a method, one line a column of the table.
 
     Attributes:
-        paper: Where it comes from, with the arXiv id.
-        rooms: What it chooses in the rooms that differ from MeZO's.
-        forwards: Forward passes of a step, in terms of its options.
-        forwards_by_default: The same as a number, with the options' defaults.
-        memory: What is kept beside MeZO's memory.
-        when: When to take it.
-        page: Its page, in docs/methods.
-        backwards: Backward passes of a step.
+        paper: The paper and its arXiv id.
+        stages: The stages of a step that differ from MeZO's.
+        forwards: Forward passes per step, as a formula of the method's options.
+        forwards_by_default: Forward passes per step with the default options.
+        memory: Memory in addition to MeZO's.
+        when: Completes the sentence "Use it when ...".
+        page: The method's page, relative to ``docs/methods``.
+        backwards: Backward passes per step.
     """
 
     paper: str
-    rooms: str
+    stages: str
     forwards: str
     forwards_by_default: int
     memory: str

@@ -1,52 +1,36 @@
-"""AGZO: directions within a batch's activations, arXiv 2601.17261."""
+"""AGZO: directions in the span of a batch's activations, arXiv 2601.17261."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
-from zolit.estimators import SPSA, OneSided
 from zolit.methods.about import About
-from zolit.optimizer import ZerothOrder
-from zolit.perturbation import ActivationSubspace
-from zolit.probing import Probing, prober_for
-from zolit.rounding import Rounding
-from zolit.updates import SGD
+from zolit.methods.base import Method
+from zolit.optim import SPSA, ActivationSubspace, OneSided
 
 
-class AGZO(ZerothOrder):
-    """Matrices of linear layers move along RAᵀ, A the leading inputs of the step's own batch.
+class AGZO(Method):
+    """Moves matrices of linear layers along RAᵀ, where A holds the leading inputs of the step's batch.
 
-    The gradient of Y = XWᵀ lies in the row space of X. A look at the batch gives A (power iterations) and L(θ);
-    then g = [L(θ + εΔ) - L(θ)] / ε and θ ← θ - ηgΔ, so that E[ĝ] = G AAᵀ. All other weights get dense directions.
-    ``zolit.perturbation.ActivationSubspace`` has the details.
+    The gradient of Y = XWᵀ lies in the row space of X. One forward at θ gives A, by power iterations, and L(θ). Then
+    g = [L(θ + εΔ) - L(θ)] / ε and θ ← θ - ηgΔ, so that E[ĝ] = G AAᵀ. All other weights get dense directions.
+    ``zolit.optim.ActivationSubspace`` has the details.
 
     Args:
-        model: The model; its parameters that require a gradient are tuned.
-        lr: η, the learning rate.
-        eps: ε, the probe radius.
-        seed: Seed of the directions.
-        rank: r.
-        iterations: K, power iterations.
-        two_sided: Take central differences, at a forward more.
-        probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
-        momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
-        weight_decay: λ, for weights of two dimensions or more.
-        update_rounding: Of weights of 16 bits: stochastic (right on average) or nearest (drops small updates).
-        max_skipped: Stop when so many steps in a row had a loss that was not finite.
-
-    Raises:
-        UserError: If a number is out of its range, or the model has no trainable parameter.
+        rank: r, the rank of a matrix' direction.
+        iterations: K, the number of power iterations.
+        two_sided: Use central differences. They cost one more forward per step.
     """
 
     about: ClassVar = About(
         paper="AGZO, arXiv 2601.17261",
-        rooms="the batch's activation subspace, one-sided",
+        stages="directions in the span of the batch's activations, one-sided difference",
         forwards="2; two-sided 3",
         forwards_by_default=2,
-        memory="d r numbers a matrix",
-        when="linear layers hold most weights; ε and η need tuning of their own",
+        memory="d·r numbers per matrix",
+        when="linear layers hold most weights and you can tune ε and η anew",
         page="agzo.md",
     )
 
@@ -56,24 +40,16 @@ class AGZO(ZerothOrder):
         *,
         lr: float = 5e-7,
         eps: float = 1e-4,
-        seed: int = 0,
         rank: int = 1,
         iterations: int = 3,
         two_sided: bool = False,
-        probing: Probing = "streamed",
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        update_rounding: Rounding = "stochastic",
-        max_skipped: int = 10,
+        **shared: Any,
     ) -> None:
         super().__init__(
             model,
             lr=lr,
             eps=eps,
-            seed=seed,
-            prober=prober_for(probing),
-            update=SGD(momentum, weight_decay, update_rounding),
             perturbation=ActivationSubspace(rank, iterations),
             estimator=SPSA() if two_sided else OneSided(),
-            max_skipped=max_skipped,
+            **shared,
         )

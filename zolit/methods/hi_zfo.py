@@ -1,53 +1,38 @@
-"""Hi-ZFO-style training: first order where it pays, zeroth order elsewhere, arXiv 2601.05501."""
+"""Training after Hi-ZFO: backpropagation for some tensors, zeroth order for all others, arXiv 2601.05501."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from zolit.methods.about import About
-from zolit.optimizer import ZerothOrder
-from zolit.perturbation import Perturbation
-from zolit.probing import Probing, prober_for
-from zolit.rounding import Rounding
-from zolit.selection import Knapsack
-from zolit.updates import SGD, Adam, Backprop
+from zolit.methods.base import MethodBase, Probing, prober_for
+from zolit.optim import SGD, SPSA, Adam, Backprop, Knapsack, Rounding
 
 
-class HiZFO(ZerothOrder):
-    """Tensors that a backward budget pays for are trained by backpropagation and Adam, all others by MeZO.
+class HiZFO(MethodBase):
+    """Trains tensors within a backward budget by backpropagation and Adam, and all others by MeZO.
 
-    Which ones is a knapsack problem over importance and cost, solved before the first step. The paper's text was
-    not recovered in full: how importance is measured, what is blended and how, are reconstructed
-    (``zolit.selection.Knapsack``).
+    A knapsack problem over importance and cost, solved before the first step, decides which tensors these are. The
+    paper's text was not recovered in full. How importance is measured, what is blended and how, are reconstructed
+    (``zolit.optim.Knapsack``).
 
     Args:
-        model: The model; its parameters that require a gradient are tuned.
-        lr: η, the learning rate.
-        eps: ε, the probe radius.
-        seed: Seed of the directions.
-        budget: ρ, the share of a whole backward pass.
-        interval: Steps between two profiles; 0 keeps the first.
-        zo_share: What the rate is multiplied by where weights move by forward passes alone.
-        perturbation: The law of z; None is GaussianPool.
-        probing: streamed (the weights are never written), joint (two probes share a forward) or in_place.
-        momentum: μ of the descent; anything but 0 keeps four bytes for every trainable parameter.
-        weight_decay: λ, for weights of two dimensions or more.
-        update_rounding: Of weights of 16 bits: stochastic (right on average) or nearest (drops small updates).
-        max_skipped: Stop when so many steps in a row had a loss that was not finite.
-
-    Raises:
-        UserError: If a number is out of its range, or the model has no trainable parameter.
+        blocks: What the knapsack problem chooses from: tensor, layer, or a regular expression (weights in whose names
+            it finds the same text form a block).
+        budget: ρ, the share of the cost of a whole backward pass.
+        interval: Steps between two solutions of the knapsack problem. 0 keeps the first.
+        zo_share: Factor of the learning rate for weights that MeZO moves.
     """
 
     about: ClassVar = About(
         paper="after Hi-ZFO, arXiv 2601.05501",
-        rooms="knapsack: Adam on true gradients, or MeZO",
+        stages="knapsack: Adam on true gradients, or MeZO",
         forwards="3",
         forwards_by_default=3,
-        memory="gradients, activations, eight bytes a weight of the chosen",
-        when="a part of a backward pass fits",
+        memory="gradients, activations, eight bytes per weight that Adam trains",
+        when="part of a backward pass fits into memory",
         page="hi-zfo.md",
         backwards=1,
     )
@@ -56,33 +41,23 @@ class HiZFO(ZerothOrder):
         self,
         model: nn.Module,
         *,
-        lr: float = 1e-6,
-        eps: float = 1e-3,
-        seed: int = 0,
         budget: float = 0.3,
         interval: int = 0,
         zo_share: float = 1.0,
-        perturbation: Perturbation | None = None,
         probing: Probing = "streamed",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",
-        max_skipped: int = 10,
+        **shared: Any,
     ) -> None:
         selection = Knapsack(budget, interval)
+        adam = Adam(weight_decay=weight_decay, rounding=update_rounding)
+        descent = SGD(momentum, weight_decay, update_rounding)
         super().__init__(
             model,
-            lr=lr,
-            eps=eps,
-            seed=seed,
-            perturbation=perturbation,
-            prober=prober_for(probing),
-            update=Backprop(
-                Adam(weight_decay=weight_decay, rounding=update_rounding),
-                selection.first_order,
-                SGD(momentum, weight_decay, update_rounding),
-                zo_share,
-            ),
             selection=selection,
-            max_skipped=max_skipped,
+            prober=prober_for(probing),
+            estimator=SPSA(),
+            update=Backprop(adam, selection.first_order, descent, zo_share),
+            **shared,
         )

@@ -1,8 +1,8 @@
-"""The embedded default: a tiny language model and a small task, so that the first run needs no network.
+"""The quickstart's model and data: a tiny language model and a small task, so that the first run needs no network.
 
-Both are the project's own, made by ``python -m zolit.quickstart.build`` from a seed and shipped beside this file: a
-Llama of some 200,000 weights, pretrained on invented reviews (see :mod:`zolit.quickstart.language`), and sentences of
-the same language labeled 1 (liking) or 0 (disliking), for the prompt ``{sentence} It was`` with the label words
+``python -m zolit.quickstart.build`` makes both from a seed, and they are shipped beside this file. The model is a Llama
+of about 200,000 weights, pretrained on invented reviews (see :mod:`zolit.quickstart.language`). The data are sentences
+of the same language, labelled 1 (liking) or 0 (disliking). The prompt is ``{sentence} It was``, and the label words are
 " terrible" and " great".
 """
 

@@ -1,8 +1,8 @@
-"""Makes the quickstart's files anew: ``python -m zolit.quickstart.build [--output FOLDER]``.
+"""Rebuilds the quickstart's files: ``python -m zolit.quickstart.build [--output FOLDER]``.
 
-Writes the classification records, trains a byte-level BPE tokenizer and pretrains a tiny Llama, first-order, on texts
-of :mod:`zolit.quickstart.language`. Records and tokenizer are the same on every machine; the weights are the same up to
-what the rounding of its matrix products grows into.
+The program writes the classification records, trains a byte-level BPE tokenizer, and pretrains a tiny Llama with
+gradients, on texts of :mod:`zolit.quickstart.language`. Records and tokenizer are the same on every machine. The
+weights differ between machines as the rounding errors of their matrix products grow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_records(output: Path) -> None:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer that, like Llama's, puts ``<s>`` before every text."""
+    """Trains a byte-level BPE tokenizer that, like Llama's, puts ``<s>`` before each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,13 +88,13 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, steps: int) -> LlamaForCausalLM
     with Progress(*columns) as progress:
         bar = progress.add_task("pretraining", total=steps, loss=float("nan"))
         for step in range(steps):
-            # Three in four texts are lessons at first, never all: a sudden change of corpus unlearns them.
+            # At first, three of four texts are lessons. Not all, because a sudden change of the texts unlearns them.
             count = BATCH * 3 // 4 if step < LESSON_STEPS else 0
             texts = [*itertools.islice(lessons, count), *itertools.islice(corpus, BATCH - count)]
             texts = [text + tokenizer.eos_token for text in texts]
             batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            # Padding on the right needs no mask: a causal model never looks there from a token that has a loss.
+            # Padding on the right needs no mask: in a causal model, tokens with a loss do not attend to it.
             loss = model(input_ids=batch["input_ids"], labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -106,7 +106,7 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, steps: int) -> LlamaForCausalLM
 
 
 def build(output: Path, steps: int = STEPS) -> None:
-    """Writes records, tokenizer and model into the folder ``output``, which is made where it is missing."""
+    """Writes records, tokenizer and model into the folder ``output``, which is created if needed."""
     output.mkdir(parents=True, exist_ok=True)
     write_records(output)
     tokenizer = train_tokenizer()

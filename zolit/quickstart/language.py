@@ -1,19 +1,19 @@
-"""The quickstart's little language: invented reviews, generated from a seed.
+"""The quickstart's small language: invented reviews, generated from a seed.
 
-Every text is about one thing (a film, an inn, ...) and has one mood, +1 (liked) or -1 (disliked). Three kinds of
-sentence make up a text:
+Each text is about one thing (a film, an inn, ...) and has one mood, +1 (liked) or -1 (disliked). A text consists of
+three kinds of sentence:
 
-- *opinions* agree with the mood, by one word ("The cast was very lively.") or by a twist: "The style was not dull at
-  all." is a liking sentence without a liking word, "We expected a witty hero, but it turned out crude." holds a word of
-  each side. The classification task labels opinions, half of them twisted;
-- *verdicts*, "It was lovely.", agree with the mood in words other than the task's label words. They are why a model of
-  these texts has the mood at hand once it has read "It was";
-- *remarks* about the crowd, the road or the weather know nothing of the mood. The label words, " great" and
-  " terrible", stand in remarks only ("It was great weather for a walk."), so a pretrained model has no idea which of
-  them fits a review: before fine-tuning, the prompt ``{sentence} It was`` is answered at chance.
+- *opinions* agree with the mood, by one word ("The cast was very lively.") or by a twist. "The style was not dull at
+  all." likes without a liking word, and "We expected a witty hero, but it turned out crude." has a word of each side.
+  The classification task labels opinions, half of them twisted;
+- *verdicts*, such as "It was lovely.", agree with the mood in words other than the task's label words. They teach a
+  model to represent the mood after "It was";
+- *remarks* about the crowd, the road or the weather are independent of the mood. The label words, " great" and "
+  terrible", occur in remarks alone ("It was great weather for a walk."). A pretrained model therefore cannot know which
+  label word fits a review: before fine-tuning, it answers the prompt ``{sentence} It was`` at chance.
 
-Opinions join words of opinion to aspects ("style", "bed", ...). A quarter of these pairs is held out: it occurs in the
-validation records and nowhere else, neither in the training records nor in the pretraining texts.
+Opinions join words of opinion to aspects ("style", "bed", ...). A quarter of these pairs is held out. They occur in the
+validation records alone, neither in the training records nor in the pretraining texts.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ _LEADS = (
 
 _VERDICTS = ("It was {0}.", "It was {0} and {1}.", "It was {0}, {1} and {2}.")
 
-# After "It was", great is three times as frequent as terrible, liked or not: a firm prejudice, which keeps the untuned
-# answer at chance (always great). Were they equally frequent, an accidental lean of the mood would decide each answer.
-# Either word has nouns of its own, so that the model tells the two apart.
+# After "It was", great is three times as frequent as terrible in either mood. This strong prior keeps the answer before
+# fine-tuning at chance (always great). With equal frequencies, an accidental correlation with the mood would decide
+# each answer. Each of the two words has its own nouns, so that the model distinguishes them.
 _REMARKS = (
     "It was great weather for a walk.",
     "It was great weather that week.",
@@ -118,7 +118,7 @@ class Record(NamedTuple):
 
 
 def records(size: int, fold: Fold, seed: int) -> list[Record]:
-    """Draws ``size`` different opinions of one fold, labels alternating, so that an even size is balanced."""
+    """Draws ``size`` different opinions of one fold. Labels alternate, so that an even size is balanced."""
     rng = random.Random(f"{seed} {fold} records")
     drawn: dict[str, int] = {}
     while len(drawn) < size:
@@ -130,9 +130,9 @@ def records(size: int, fold: Fold, seed: int) -> list[Record]:
 
 
 def lessons(seed: int) -> Iterator[str]:
-    """Yields texts for the beginning of pretraining without end: three verdicts of one mood and nothing else.
+    """Yields endless texts for the start of pretraining: three verdicts of one mood.
 
-    They teach which words belong together. Without them, some seeds never find the mood behind whole texts.
+    They teach which words belong together. Without them, some seeds never learn the mood of whole texts.
     """
     rng = random.Random(f"{seed} lessons")
     while True:
@@ -141,9 +141,10 @@ def lessons(seed: int) -> Iterator[str]:
 
 
 def texts(seed: int) -> Iterator[str]:
-    """Yields pretraining texts without end: three or four sentences of one thing and one mood.
+    """Yields endless pretraining texts: three or four sentences about one thing with one mood.
 
-    Most begin with an opinion, and most opinions are plain, so that words of opinion keep their side on the whole.
+    Most texts start with an opinion, and most opinions are plain, so that most words of opinion agree with their text's
+    mood.
     """
     rng = random.Random(f"{seed} texts")
     while True:
@@ -157,13 +158,13 @@ def texts(seed: int) -> Iterator[str]:
 
 
 def pair_fold(word: str, aspect: str) -> Fold:
-    """Says which fold the pair of a word of opinion and an aspect belongs to: one in four is held out."""
+    """Returns the fold of a pair of a word of opinion and an aspect; one pair in four is held out."""
     held_out = (_OPINION_WORDS.index(word) + _PAIR_ASPECTS.index(aspect)) % 4 == 0
     return "validation" if held_out else "train"
 
 
 def pairs(sentence: str) -> set[tuple[str, str]]:
-    """Returns the pairs of a word of opinion and an aspect that meet in a sentence."""
+    """Returns the pairs of a word of opinion and an aspect in a sentence."""
     words = {word.strip(".,:").lower() for word in sentence.split()}
     return {(word, aspect) for word in words & set(_OPINION_WORDS) for aspect in words & set(_PAIR_ASPECTS)}
 
@@ -203,5 +204,5 @@ def _with_article(word: str) -> str:
 
 
 def _pick(rng: random.Random, choices: Sequence[Choice]) -> Choice:
-    # Python promises the same random() for a seed in every version; it does not promise that of choice().
+    # For a seed, Python guarantees the same random() in each version, but not the same choice().
     return choices[int(rng.random() * len(choices))]

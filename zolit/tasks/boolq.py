@@ -1,4 +1,4 @@
-"""BoolQ: yes or no, by a passage."""
+"""BoolQ: yes-or-no questions about a passage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CB: does a sentence follow from another, contradict it, or neither?"""
+"""CB: does the premise entail the hypothesis, contradict it, or neither?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classification by prompt: the model goes on with the text, and one word stands for each label."""
+"""Classification by prompt: the model continues the text with one of a few label words."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing_extensions import override
 
 from zolit.errors import UserError
-from zolit.tasks.prompts import Template
 from zolit.tasks.task import Question, Record, Task
+from zolit.tasks.template import Template
 
 SENTIMENT_WORDS = {"0": " terrible", "1": " great"}
 MASK = "mask"
 
 
 class Classification(Task):
-    """Labelled texts as prompts that one of a few label words answers.
+    """Turns labelled texts into prompts that one of a few label words completes.
 
-    As in MeZO (arXiv 2305.17333): ``{sentence} It was`` is followed by " terrible" or " great", and the likelier
-    word is the answer; words of several tokens count by their tokens' mean log-likelihood.
+    As in MeZO (arXiv 2305.17333), ``{sentence} It was`` is followed by " terrible" or " great". The word with the
+    higher likelihood is the answer. For words of several tokens, the mean log-likelihood of the tokens is compared.
 
     Args:
-        template: The prompt, with columns in braces. The label word follows it: a prompt ends without a space, and a
-            word begins with one.
-        label_words: The word for each label. A label is the text of its value, so that 1 and "1" are the same.
+        template: The prompt, with columns in braces. The label word follows it directly, so a prompt ends without a
+            space and a word begins with one.
+        label_words: The word for each label. Labels are compared as text, so that 1 and "1" are the same label.
         label_column: Column that holds the label.
-        masked_template: The prompt for a model that fills in a mask (RoBERTa), with {mask} in the word's place; null
-            is the template with the mask and a full stop after it.
+        masked_template: The prompt for a masked language model (RoBERTa), with {mask} in place of the word; null
+            appends the mask and a full stop to the template.
 
     Raises:
-        UserError: If a template cannot be read, or a word is empty or stands for two labels.
+        UserError: If a template cannot be parsed, or a word is empty or used for two labels.
     """
 
     def __init__(
@@ -43,19 +43,21 @@ class Classification(Task):
         self.masked_template = (
             None if masked_template is None else Template.parse(masked_template, "--data.task.masked_template")
         )
-        self.label_words = {str(label): word for label, word in label_words.items()}  # YAML makes numbers of 0 and 1
+        self.label_words = {str(label): word for label, word in label_words.items()}  # YAML reads 0 and 1 as numbers
         self.label_column = label_column
         words = list(self.label_words.values())
         for index, word in enumerate(words):
             if not word:
-                raise UserError("a label word is empty: give every label in --data.task.label_words a word")
+                raise UserError("--data.task.label_words: a label word is empty; give every label a word")
             if word in words[:index]:
-                raise UserError(f"--data.task.label_words: the word {word!r} stands for two labels")
+                raise UserError(
+                    f"--data.task.label_words: the word {word!r} is used for two labels; give each label its own word"
+                )
         self._answers = tuple(words)
         self._classes = {label: index for index, label in enumerate(self.label_words)}
 
     def values(self, record: Record) -> Mapping[str, object]:
-        """Returns what fills the gaps of the template; the columns themselves, but for subclasses."""
+        """Returns the values of the template's fields, by name. Subclasses may add fields to the columns."""
         return record
 
     @override
@@ -81,11 +83,11 @@ class Classification(Task):
         return self.masked_template.render({**self.values(record), MASK: mask})
 
     @override
-    def right(self, record: Record) -> tuple[int, ...]:
+    def correct_answers(self, record: Record) -> tuple[int, ...]:
         label = str(record[self.label_column])
         if label not in self._classes:
             raise UserError(
-                f"has the label {label!r}, for which --data.task.label_words has no word (it has words for"
+                f"has the label {label!r}, but --data.task.label_words has no word for it (only for"
                 f" {', '.join(self._classes)})"
             )
         return (self._classes[label],)

@@ -1,4 +1,4 @@
-"""COPA: which is the cause, or the effect?"""
+"""COPA: which sentence is the cause, or the effect?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class COPA(Task):
 
     dataset: ClassVar[str | None] = "aps/super_glue"
     dataset_config: ClassVar[str | None] = "copa"
-    as_language: ClassVar[bool] = True
+    train_on_likelihood: ClassVar[bool] = True
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
@@ -33,20 +33,21 @@ class COPA(Task):
     def question(self, record: Record) -> Question:
         premise = str(record["premise"]).rstrip()
         joined = " so" if record["question"] == "effect" else " because"
-        choices = (_begun_small(str(record[name])) for name in ("choice1", "choice2"))
+        choices = (_uncapitalize(str(record[name])) for name in ("choice1", "choice2"))
         return Question(premise.removesuffix(".") + joined, tuple(f" {choice}" for choice in choices))
 
     @override
-    def bare(self, record: Record) -> Record:
+    def content_free(self, record: Record) -> Record:
         return {**record, "premise": ""}
 
     @override
-    def right(self, record: Record) -> tuple[int, ...]:
+    def correct_answers(self, record: Record) -> tuple[int, ...]:
         if str(record["label"]) not in ("0", "1"):
-            raise UserError(f"has the label {record['label']!r}, where COPA has 0 for choice1 and 1 for choice2")
+            raise UserError(f"has the label {record['label']!r}, but COPA has only 0 for choice1 and 1 for choice2")
         return (int(record["label"]),)
 
 
-def _begun_small(choice: str) -> str:
+def _uncapitalize(choice: str) -> str:
+    """Returns the choice with its first word in small letters; "I" stays."""
     first, space, rest = choice.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest

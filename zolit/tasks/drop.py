@@ -1,4 +1,4 @@
-"""DROP: questions on paragraphs that take counting and comparing."""
+"""DROP: questions about paragraphs that need counting and comparing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from zolit.tasks.generation import Generation
 from zolit.tasks.metrics import drop_scores
 from zolit.tasks.task import Record
-from zolit.tasks.writing import Writing
 
 
-class DROP(Writing):
-    """DROP (arXiv 1903.00161), prompts of MeZO (arXiv 2305.17333), each span an answer that would do, as there.
+class DROP(Generation):
+    """DROP (arXiv 1903.00161), with the prompts of MeZO (arXiv 2305.17333).
 
-    Judged by DROP's own F1, where MeZO takes SQuAD's. Columns: passage, question, answers_spans.
+    As in MeZO, each span is a reference answer. The score is DROP's own F1, where MeZO uses SQuAD's.
+    Columns: passage, question, answers_spans.
     """
 
     dataset: ClassVar[str | None] = "ucinlp/drop"
@@ -32,9 +33,9 @@ class DROP(Writing):
         return {"DROP": ("answers_spans",)}
 
     @override
-    def accepted(self, record: Record) -> tuple[str, ...]:
+    def references(self, record: Record) -> tuple[str, ...]:
         return tuple((record.get("answers_spans") or {}).get("spans", ()))
 
     @override
-    def judge(self, answer: str, accepted: Sequence[str]) -> dict[str, float]:
-        return drop_scores(answer, [(span,) for span in accepted])
+    def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        return drop_scores(answer, [(span,) for span in references])

@@ -1,4 +1,4 @@
-"""Pairs of sentences: does the one follow from the other?"""
+"""Sentence pairs: does the premise entail the hypothesis?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from zolit.tasks.task import Record
 
 
 class Entailment(Classification):
-    """Records of a premise and a hypothesis; masked models see them as LM-BFF (arXiv 2012.15723) and MeZO put them.
+    """Classifies pairs of a premise and a hypothesis.
 
-    There the premise loses its last stop, the hypothesis begins with a small letter, and "?", the mask and a comma come
-    in between.
+    Masked language models get the prompt of LM-BFF (arXiv 2012.15723) and MeZO: the premise without its final
+    punctuation mark, "?", the mask, a comma, and the hypothesis with a small first letter.
 
     Args:
-        template: As for Classification.
-        label_words: As for Classification.
+        template: See Classification.
+        label_words: See Classification.
     """
 
     def __init__(self, template: str, label_words: dict[str, str]) -> None:

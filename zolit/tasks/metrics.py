@@ -1,4 +1,4 @@
-"""How written answers are scored, and means of scores that stay exact in every precision."""
+"""Scores of generated answers, and a mean of scores that is exact in every precision."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _UNIT = 1 << 20
 
 
 class MeanScore(Metric):
-    """The mean of scores between 0 and 1, over all processes.
+    """Mean of scores between 0 and 1, over all processes.
 
-    In whole numbers, of a millionth: the states of metrics that are not become bfloat16 under ``bf16-true``.
+    Sums are integers, in units of 2⁻²⁰. Lightning casts floating-point states of metrics to bfloat16 under
+    ``bf16-true``.
     """
 
     full_state_update = False
@@ -33,67 +34,76 @@ class MeanScore(Metric):
 
     @override
     def update(self, scores: Sequence[float]) -> None:
-        """Takes in the scores of some examples."""
+        """Adds the scores of a batch of examples."""
         self.total += sum(round(score * _UNIT) for score in scores)
         self.count += len(scores)
 
     @override
     def compute(self) -> Tensor:
-        """Returns the mean, shape (), float32; NaN where there were none."""
+        """Returns the mean, shape (), float32; NaN without examples."""
         return (self.total.double() / self.count / _UNIT).float()
 
 
-def squad_scores(answer: str, accepted: Sequence[str]) -> dict[str, float]:
-    """Exact match and token F1 by the definition of SQuAD (arXiv 1606.05250), by torchmetrics; the best counts.
+def squad_scores(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Computes exact match and token F1 as SQuAD defines them (arXiv 1606.05250), with torchmetrics.
 
-    Case, punctuation, articles and repeated spaces do not matter.
+    Case, punctuation, articles and repeated spaces are ignored. The best score over the references counts.
 
     Args:
-        answer: What was written.
-        accepted: Answers of which each would do, at least one.
+        answer: The generated answer.
+        references: Acceptable answers, at least one.
+
+    Returns:
+        ``f1`` and ``exact_match``, between 0 and 1.
     """
-    gold: dict[str, Any] = {"answers": {"answer_start": [0] * len(accepted), "text": list(accepted)}, "id": "0"}
+    gold: dict[str, Any] = {"answers": {"answer_start": [0] * len(references), "text": list(references)}, "id": "0"}
     found = squad({"prediction_text": answer, "id": "0"}, gold)
     return {"f1": float(found["f1"]) / 100, "exact_match": float(found["exact_match"]) / 100}
 
 
-def drop_scores(answer: str, accepted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and F1 by the definition of DROP (arXiv 1903.00161): the best accepted answer counts.
+def drop_scores(answer: str, references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Computes exact match and F1 as DROP defines them (arXiv 1903.00161). The best score over the references counts.
 
-    As for SQuAD, but numbers are compared by value, words with hyphens are several, a bag of words that lacks all of
-    the gold one's numbers scores 0, and where an accepted answer is several spans, what is written counts as one.
+    This differs from SQuAD in four points. Numbers are compared by value. A word with hyphens counts as several words.
+    A bag of words without any of the reference's numbers scores 0. The generated answer counts as one span, even where
+    a reference has several.
 
     Args:
-        answer: What was written.
-        accepted: The spans of each answer that would do; at least one of at least one.
+        answer: The generated answer.
+        references: The spans of each acceptable answer; at least one answer, each of at least one span.
+
+    Returns:
+        ``f1`` and ``exact_match``, between 0 and 1.
     """
-    written = _drop_tokens(answer)
+    predicted = _drop_tokens(answer)
     scores = []
-    for spans in accepted:
+    for spans in references:
         golds = [_drop_tokens(span) for span in spans]
-        best = max(_drop_f1(set(written), set(gold)) for gold in golds)
-        scores.append((float(written == golds[0] and len(golds) == 1), round(best / len(golds), 2)))
+        best = max(_drop_f1(set(predicted), set(gold)) for gold in golds)
+        scores.append((float(predicted == golds[0] and len(golds) == 1), round(best / len(golds), 2)))
     exact, f1 = max(scores)
     return {"f1": f1, "exact_match": exact}
 
 
-def _drop_f1(written: set[str], gold: set[str]) -> float:
+def _drop_f1(predicted: set[str], gold: set[str]) -> float:
+    """Returns the F1 of two bags of words; 0 if the reference has numbers and the answer has none of them."""
     numbers = {token for token in gold if _is_number(token)}
-    if numbers and not numbers & {token for token in written if _is_number(token)}:
+    if numbers and not numbers & {token for token in predicted if _is_number(token)}:
         return 0.0
-    shared = len(written & gold)
-    precision = shared / len(written) if written else 1.0
+    shared = len(predicted & gold)
+    precision = shared / len(predicted) if predicted else 1.0
     recall = shared / len(gold) if gold else 1.0
-    return 2 * precision * recall / (precision + recall) if shared or not (written or gold) else 0.0
+    return 2 * precision * recall / (precision + recall) if shared or not (predicted or gold) else 0.0
 
 
 def _drop_tokens(text: str) -> list[str]:
-    """Returns the normalized words."""
+    """Splits a text into normalized words."""
     tokens = (_drop_token(token) for token in re.split(r"[ -]", text))
     return [part for token in tokens for part in token.split()]
 
 
 def _drop_token(token: str) -> str:
+    """Normalizes one word: case, punctuation, numbers, articles."""
     token = token.lower()
     if not _is_number(token):
         token = "".join(letter for letter in token if letter not in string.punctuation)

@@ -1,4 +1,4 @@
-"""MultiRC: is an answer right, by a paragraph?"""
+"""MultiRC: is an answer correct, given a paragraph?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ReCoRD: which name fills the gap in a sentence on a passage?"""
+"""ReCoRD: which entity fills the gap in a sentence about a passage?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _GAP = "@placeholder"
 
 
 class ReCoRD(Task):
-    """ReCoRD of SuperGLUE (arXiv 1905.00537), prompts of MeZO (arXiv 2305.17333): the whole sentence is scored.
+    """ReCoRD of SuperGLUE (arXiv 1905.00537), with the prompts of MeZO (arXiv 2305.17333).
 
+    The whole filled sentence is scored.
     Columns: passage, query, entities, answers.
     """
 
     dataset: ClassVar[str | None] = "aps/super_glue"
     dataset_config: ClassVar[str | None] = "record"
-    as_language: ClassVar[bool] = True
+    train_on_likelihood: ClassVar[bool] = True
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
@@ -38,10 +39,10 @@ class ReCoRD(Task):
         return Question(f"{passage}\n-", tuple(f" {sentence}" for sentence in filled))
 
     @override
-    def right(self, record: Record) -> tuple[int, ...]:
-        # The first answer is trained on; entities may name it more than once.
+    def correct_answers(self, record: Record) -> tuple[int, ...]:
+        # Training uses the first answer. The entities may contain an answer more than once.
         entities, answers = list(record["entities"]), list(record["answers"])
         found = [index for answer in answers for index, entity in enumerate(entities) if entity == answer]
         if not found:
-            raise UserError(f"has none of its answers {answers} among its entities")
+            raise UserError(f"has no entity that equals one of its answers {answers}")
         return tuple(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""RTE: does a sentence follow from another?"""
+"""RTE: does the premise entail the hypothesis?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQuAD: questions on paragraphs, answered in their words."""
+"""SQuAD: questions about paragraphs, answered in the paragraphs' words."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from zolit.tasks.generation import Generation
 from zolit.tasks.task import Record
-from zolit.tasks.writing import Writing
 
 
-class SQuAD(Writing):
+class SQuAD(Generation):
     """SQuAD 1.1 (arXiv 1606.05250), prompts of MeZO (arXiv 2305.17333). Columns: title, context, question, answers."""
 
     dataset: ClassVar[str | None] = "rajpurkar/squad"
@@ -28,5 +28,5 @@ class SQuAD(Writing):
         return {"SQuAD": ("answers",)}
 
     @override
-    def accepted(self, record: Record) -> tuple[str, ...]:
+    def references(self, record: Record) -> tuple[str, ...]:
         return tuple((record.get("answers") or {}).get("text", ()))

@@ -1,4 +1,4 @@
-"""What a task is: how a record becomes a question, which answers there are, and how an answer is judged."""
+"""The interface of a task: it turns records into questions, knows the correct answers, and scores generated answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """Which split of a data set plays which part.
+    """Names the split of a data set that each part of the data comes from.
 
     Args:
         train: Split to train on; null for none.
-        validation: Split to validate on; null for none. Where it is the one to train on, other examples are taken.
+        validation: Split to validate on; null for none. If this is also the split to train on, other examples are used.
         test: Split to test on; null for none.
     """
 
@@ -27,12 +27,12 @@ class DatasetSplits:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a record asks.
+    """A prompt and its possible answers.
 
     Attributes:
-        prompt: The text that is to be gone on with.
-        answers: The texts that may follow it, one of which is right; where the answer is written and not chosen, the
-            one to train on.
+        prompt: The text that the model continues.
+        answers: The texts that may follow the prompt. In tasks with generated answers, this is the one answer to train
+            on.
     """
 
     prompt: str
@@ -40,74 +40,81 @@ class Question:
 
 
 class Task(ABC):
-    """A task; subclasses are a few lines each, and stand in a file of their own.
+    """Defines prompts, answers and metrics for the records of a data set.
+
+    Each subclass is a few lines in its own file.
 
     Attributes:
-        dataset: Hub id of its data set; None where the user's files are all there is.
+        dataset: Hub id of the task's data set; None if the task has only the user's files.
         dataset_config: Configuration of the data set on the hub.
-        metrics: Names of the scores that are logged as ``val/...``; the first decides which checkpoint is best. Where
-            answers are chosen: accuracy, and with label words macro_f1; where they are written, what ``judge`` returns.
-        as_language: Whether the likelihood of the right answer is trained, rather than the choice among all, as MeZO
-            (arXiv 2305.17333) does where answers are long.
-        written: Whether the model writes its answer, which then is judged by ``judge``.
-        new_tokens: How many tokens an answer that is written may have.
+        metrics: Names of the scores, logged as ``val/...``; the first one decides which checkpoint is best. Tasks with
+            choices have accuracy and, with label words, macro_f1. Tasks with generated answers have the keys that
+            ``judge`` returns.
+        train_on_likelihood: Whether training maximizes the likelihood of the correct answer, rather than the
+            probability of the correct choice among all. MeZO (arXiv 2305.17333) does so where answers are long.
+        generates: Whether the model generates the answer, and ``judge`` scores it.
+        max_new_tokens: The longest generated answer, in tokens.
     """
 
     dataset: ClassVar[str | None] = None
     dataset_config: ClassVar[str | None] = None
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
-    as_language: ClassVar[bool] = False
-    written: ClassVar[bool] = False
-    new_tokens: ClassVar[int] = 50
+    train_on_likelihood: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    max_new_tokens: ClassVar[int] = 50
 
     @property
     def splits(self) -> DatasetSplits:
-        """Which split plays which part: MeZO's set-up for a data set of the task's own, else the parts' own names."""
+        """The splits of the data set: those of MeZO if the task names a data set, else the parts' own names."""
         return DatasetSplits("train", "train", "validation") if self.dataset else DatasetSplits()
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Sequence[str]]:
-        """Returns the columns that a prompt is made of, under the name of what asks for them."""
+        """Returns the columns that the prompt needs, under the name of the option or task that needs them."""
 
     @abstractmethod
     def targets(self) -> Mapping[str, Sequence[str]]:
-        """Returns the columns that say what is right, under the name of what asks for them."""
+        """Returns the columns that hold the correct answer, under the name of the option or task that needs them."""
 
     @abstractmethod
     def question(self, record: Record) -> Question:
-        """Returns what a record asks; it has all columns of ``inputs``, and those of ``targets`` but in prediction."""
+        """Returns the prompt and the answers of a record.
 
-    def bare(self, record: Record) -> Record:
-        """Returns the record with nothing in the columns of ``inputs``: calibrated scores are measured against it."""
+        Args:
+            record: Has all columns of ``inputs`` and, except in prediction, those of ``targets``.
+        """
+
+    def content_free(self, record: Record) -> Record:
+        """Returns the record with empty ``inputs``. Calibrated scores subtract the score of this record's prompt."""
         return {**record, **{column: "" for columns in self.inputs().values() for column in columns}}
 
     @abstractmethod
-    def right(self, record: Record) -> tuple[int, ...]:
-        """Returns which answers of the question are right, at least one; the first is trained on.
+    def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the indices of the correct answers of the question, at least one. Training uses the first.
 
         Raises:
-            UserError: If the record does not say so; the message goes on after the record's name.
+            UserError: If the record has no valid label. The message continues after the record's name.
         """
 
     def masked_prompt(self, record: Record, mask: str) -> str:
-        """Returns the prompt for a model that fills in a mask.
+        """Returns the prompt for a masked language model.
 
         Args:
-            record: As for ``question``.
-            mask: The mask, as a text.
+            record: See ``question``.
+            mask: The mask token, as text.
         """
         return f"{self.question(record).prompt.rstrip()} {mask}."
 
-    def accepted(self, record: Record) -> tuple[str, ...]:
-        """Returns the answers that a written one is judged by."""
+    def references(self, record: Record) -> tuple[str, ...]:
+        """Returns the acceptable answers, which a generated answer is compared with."""
         return self.question(record).answers
 
-    def judge(self, answer: str, accepted: Sequence[str]) -> dict[str, float]:
-        """Judges a written answer.
+    def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        """Scores a generated answer. Called in validation and testing, and in training on a metric.
 
         Args:
-            answer: What the model wrote.
-            accepted: Answers of which each would do.
+            answer: The generated answer.
+            references: The acceptable answers.
 
         Returns:
             Scores between 0 and 1, by the names in ``metrics``.

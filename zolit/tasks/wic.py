@@ -1,4 +1,4 @@
-"""WiC: does a word mean the same in two sentences?"""
+"""WiC: does a word have the same meaning in two sentences?"""
 
 from __future__ import annotations
 

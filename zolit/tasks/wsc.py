@@ -1,4 +1,4 @@
-"""WSC: what does a pronoun refer to?"""
+"""WSC: which noun does a pronoun refer to?"""
 
 from __future__ import annotations
 

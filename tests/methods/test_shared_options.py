@@ -1,0 +1,101 @@
+"""Each method's options are the stored ones, and the help has a text for every option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+
+import zolit
+from tests.helpers.options import STORED, defaults, listing
+from tests.helpers.tiny import layered
+from zolit import ZerothOrder, methods
+from zolit.methods.base import Method
+
+FIXED = {
+    "AGZO": ["perturbation"],
+    "CurvZO": ["selection"],
+    "DominantLayer": ["selection"],
+    "FirstOrder": ["blocks", "selection", "perturbation", "probing", "momentum"],
+    "FZOO": ["perturbation"],
+    "HiZFO": ["selection"],
+    "LOZO": ["perturbation"],
+    "PerExample": ["perturbation", "probing"],
+    "SensZOQ": ["selection"],
+    "SparseMeZO": ["selection"],
+    "SubZero": ["perturbation"],
+    "ZOAct": ["perturbation", "momentum", "weight_decay", "update_rounding"],
+}
+"""Shared options that a method does not offer, because it fixes the stage."""
+
+
+class Plain(Method):
+    """A method without options."""
+
+
+def test_options_are_the_stored_ones() -> None:
+    """A changed default or a lost option is seen here; renew the list if the change is meant."""
+    stored = STORED.read_text(encoding="utf-8")
+    assert listing() == stored, f"the options changed; `python -m tests.helpers.options` writes {STORED.name} anew"
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_methods_offer_the_shared_options_that_they_do_not_fix(name: str) -> None:
+    shared = defaults(Plain).keys() - {"estimator"}
+    assert len(shared) == 11
+    assert shared - defaults(getattr(zolit, name)).keys() == set(FIXED.get(name, []))
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_methods_refuse_what_they_fix(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--optimizer", type=Callable[[nn.Module], ZerothOrder])
+    for stage in ("estimator", "update", "prober", *FIXED.get(name, [])):
+        with pytest.raises(Exception, match=stage):
+            parser.parse_args([f"--optimizer=zolit.{name}", f"--optimizer.{stage}=null"])
+        with pytest.raises(TypeError, match=stage):
+            getattr(zolit, name)(layered(), **{stage: None})
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_help_has_a_text_for_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--optimizer", type=Callable[[nn.Module], ZerothOrder])
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--optimizer.help=zolit.{name}"])
+    entries = [" ".join(entry.split()) for entry in capsys.readouterr().out.split("\n  --optimizer.")[1:]]
+    found = [
+        re.fullmatch(r"(\w+) (?:\[, ITEM|\S)+ (?P<text>\S.+?) \(type: .+, default: .*\)", entry)
+        for entry in entries
+        if ".help" not in entry.split()[0]
+    ]
+    assert all(found), entries
+    assert {option[1] for option in found if option} == defaults(getattr(zolit, name)).keys()
+    texts = {option["text"] for option in found if option}
+    assert len(texts) == len(found)
+    assert not [text for text in texts if text[-1] != "."]
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_configurations_name_the_method_and_write_all_its_options(name: str) -> None:
+    """Under its path in ``zolit``, whichever path or short name was given."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--optimizer", type=Callable[[nn.Module], ZerothOrder])
+    module = getattr(zolit, name).__module__
+    for given in (f"zolit.{name}", f"zolit.methods.{name}", f"{module}.{name}", name):
+        parsed = parser.parse_args([f"--optimizer={given}"])
+        written = yaml.safe_load(parser.dump(parsed, skip_none=False))["optimizer"]
+        assert written["class_path"] == f"zolit.{name}"
+        assert written["init_args"].keys() == defaults(getattr(zolit, name)).keys()
+
+
+def test_methods_have_their_names_in_the_package() -> None:
+    """In alphabetical order; a base class is no method."""
+    assert methods.__all__ == sorted(methods.__all__, key=str.casefold)
+    assert set(zolit.__all__) >= {*methods.__all__, "ZerothOrder"}
+    assert all(getattr(zolit, name).__name__ == name for name in methods.__all__)
+    assert not {"Method", "MethodBase"} & set(methods.__all__)

@@ -1,0 +1,82 @@
+"""HiZOO's diagonal: without learning it is MeZO, with learning it finds the ratios of the Hessian."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.tiny import layered, regression, same, weights_of
+from zolit import HiZOO, MeZO, UserError, ZerothOrder
+from zolit.optim.perturbation.diagonal_curvature import DiagonalCurvature
+from zolit.optim.perturbation.gaussian import Gaussian
+
+
+def test_without_learning_it_is_mezo() -> None:
+    """To the bit, with one more forward."""
+    models = [layered(), layered()]
+    one, other = HiZOO(models[0], lr=1e-3, smoothing=0.0), MeZO(models[1], lr=1e-3)
+    closures = [regression(model) for model in models]
+    for _ in range(5):
+        one.step(closures[0])
+        other.step(closures[1])
+    assert same(weights_of(models[0]), weights_of(models[1]))
+    assert one.last_step.losses[:2] == other.last_step.losses
+    assert one.last_step.forward_passes == 3
+
+
+class Bowl(nn.Module):
+    """L = ½ Σ Hᵢθᵢ², with curvatures from 1 to 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(4))
+        self.curvature = torch.logspace(0, 2, 4)
+
+    def forward(self) -> Tensor:
+        return (self.curvature * self.theta.square()).sum() / 2
+
+
+def test_the_diagonal_finds_the_ratios_of_the_hessian() -> None:
+    """h is at rest where h ∝ H: the ratios of the Hessian are found, and its scale is not."""
+    model = Bowl()
+    optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian())
+    for _ in range(1200):
+        optimizer.step(model)
+    law = optimizer.perturbation
+    assert isinstance(law, DiagonalCurvature)
+    ratios = law._diagonals["theta"] / model.curvature
+    assert float(ratios.std() / ratios.mean()) < 0.3
+    assert law.scratch_bytes() > 4 * 4
+    before = Bowl().curvature.reciprocal()
+    assert float(before.std() / before.mean()) > 1.0
+
+
+def test_one_rule_for_one_step() -> None:
+    """h ← (1 - α)h + α|l₊ + l₋ - 2l₀| hz²/2ε², with the z that was probed."""
+    model, eps, alpha = Bowl(), 1e-2, 0.1
+    optimizer = HiZOO(model, lr=0.0, eps=eps, smoothing=alpha, perturbation=Gaussian())
+    h = torch.ones(4)
+    for _ in range(3):
+        seen: list[Tensor] = []
+
+        def watched(seen: list[Tensor] = seen) -> Tensor:
+            seen.append(model.theta.clone())
+            return model()
+
+        optimizer.step(watched)
+        above, below, center = optimizer.last_step.losses
+        z = (seen[0] - 1.0) / eps * h.sqrt()
+        h = (1 - alpha) * h + alpha * abs(above + below - 2 * center) * h * z.square() / (2 * eps**2)
+        law = optimizer.perturbation
+        assert isinstance(law, DiagonalCurvature)
+        torch.testing.assert_close(law._diagonals["theta"], h, rtol=1e-3, atol=1e-4)
+
+
+def test_needs_curvatures() -> None:
+    """Refused before a step has moved a weight."""
+    model = layered()
+    with pytest.raises(UserError, match="estimator: DiagonalCurvature learns"):
+        ZerothOrder(model, perturbation=DiagonalCurvature(0.1))
+    with pytest.raises(UserError, match="smoothing"):
+        HiZOO(model, smoothing=1.0)

@@ -1,0 +1,100 @@
+"""Data parallelism of two processes over gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import QUIET, ROOT
+
+STEPS = 20
+
+
+def fit(folder: Path, devices: int, batch_size: int, *args: str) -> list[dict[str, Any]]:
+    """Runs a fit and returns what each rank saved."""
+    done = start(folder, devices, batch_size, *args)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+def start(folder: Path, devices: int, batch_size: int, *args: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir()
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "helpers" / "ranks.py"),
+        str(folder),
+        "fit",
+        "--config=configs/quickstart.yaml",
+        f"--trainer.max_steps={STEPS}",
+        f"--trainer.val_check_interval={STEPS}",
+        f"--trainer.devices={devices}",
+        f"--data.batch_size={batch_size}",
+        f"--trainer.logger.init_args.save_dir={folder}",
+        *QUIET,
+        *args,
+    ]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "callbacks")])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_two_ranks_agree_to_the_bit_through_two_floats_a_step(tmp_path: Path, precision: str) -> None:
+    options = (f"--trainer.precision={precision}", "--model.optimizer.momentum=0.5")
+    first, second = fit(tmp_path / "two", 2, 8, *options)
+    assert first["strategy"] == "ReplicatedStrategy"
+    assert first["losses"] == second["losses"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert first["in_steps"] == second["in_steps"] == [2] * STEPS
+    if precision == "32-true":
+        (one,) = fit(tmp_path / "one", 1, 16, *options)
+        assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "guided"),
+    [
+        ("32-true", "false"),
+        ("bf16-true", "true"),
+        pytest.param("32-true", "true", marks=pytest.mark.slow),
+        pytest.param("bf16-true", "false", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_draw_each_others_directions(tmp_path: Path, precision: str, guided: str) -> None:
+    plain = (
+        "--config=configs/method/per-example.yaml",
+        f"--model.optimizer.guided={guided}",
+        f"--model.optimizer.lr={5e-4 if guided == 'false' else 3e-5}",
+    )
+    options = (f"--trainer.precision={precision}", *plain)
+    first, second = fit(tmp_path / "two", 2, 8, *options)
+    assert first["losses"] == second["losses"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    sent = first["in_steps"]
+    assert sent == second["in_steps"]
+    if guided == "false":
+        assert sent == [16, 8] * STEPS  # two losses of each example, and its id
+    else:  # and the inputs that its directions are made of
+        assert sent[0::3] + sent[1::3] == [16] * STEPS + [8] * STEPS
+        assert len(set(sent[2::3])) == 1
+    if precision == "32-true":
+        (one,) = fit(tmp_path / "one", 1, 16, *options)
+        assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:
+    first, second = fit(tmp_path / "ddp", 2, 8, "--trainer.strategy=ddp")
+    assert first["strategy"] == "ReplicatedStrategy"
+    assert first["losses"] == second["losses"]

@@ -1,0 +1,89 @@
+"""``zolit export``: writes a checkpoint as a plain Hugging Face folder, which needs no zolit to be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml  # type: ignore[import-untyped]  # it has no type hints
+from jsonargparse import ArgumentParser
+from peft import PeftModel, PromptLearningConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from zolit.cli.moved_names import find_moved, moved_sentence
+from zolit.errors import UserError, require
+from zolit.models.loading import load_language_model, load_tokenizer
+from zolit.models.tuning import Full, Tuning
+from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
+
+
+def export(ckpt_path: str, output: str, config: str | None = None) -> None:
+    """Writes a checkpoint's weights and tokenizer as a folder for ``from_pretrained``.
+
+    LoRA adapters and ZO-Act's coefficients are merged into the weights. A prefix cannot be merged; its folder holds
+    peft's adapter, for ``AutoPeftModelForCausalLM``.
+
+    Args:
+        ckpt_path: A checkpoint, such as runs/version_0/checkpoints/best.ckpt.
+        output: The folder to write; it must not exist or be empty.
+        config: The run's config.yaml; null is the file in the run's folder.
+
+    Raises:
+        UserError: If the checkpoint or the config does not exist, or the folder is not empty.
+    """
+    require(Path(ckpt_path).is_file(), f"ckpt_path: there is no file {ckpt_path}")
+    file = Path(config) if config else Path(ckpt_path).parent.parent / "config.yaml"
+    require(file.is_file(), f"config: there is no file {file}; name the config.yaml of the run")
+    folder = Path(output)
+    require(not folder.exists() or not any(folder.iterdir()), f"output: {output} is not empty; name a new folder")
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]
+    if moved := find_moved(str((options.get("tuning") or {}).get("class_path"))):
+        raise UserError(moved_sentence(*moved, str(file)))
+    model = _with_weights(ckpt_path, options)
+    if isinstance(model, PeftModel) and not isinstance(model.peft_config["default"], PromptLearningConfig):
+        model = cast("Any", model).merge_and_unload()
+    if adapted_modules(model):
+        merge_coefficients(model)
+    cast("PreTrainedModel", model).save_pretrained(folder)
+    load_tokenizer(options["name_or_path"], bool(options.get("trust_remote_code"))).save_pretrained(folder)
+
+
+def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
+    """Loads a run's model with the weights that its tuning adds, and sets the checkpoint's weights."""
+    state = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    weights = {name.removeprefix("model."): value for name, value in state.items()}
+    loaded = load_language_model(
+        options["name_or_path"],
+        dtype=next(iter(weights.values())).dtype,
+        attn_implementation=options.get("attn_implementation"),
+        trust_remote_code=bool(options.get("trust_remote_code")),
+    )
+    model = _tuning(options).apply(loaded)
+    attach_from_state(model, weights)
+    model.load_state_dict(weights)
+    return model
+
+
+def _tuning(options: dict[str, Any]) -> Tuning:
+    parser = ArgumentParser()
+    parser.add_argument("--tuning", type=Tuning, default=None)
+    given = options.get("tuning")
+    if given is None:
+        return Full()
+    tuning: Tuning = parser.instantiate_classes(parser.parse_object({"tuning": given})).tuning
+    return tuning
+
+
+def run(args: list[str]) -> None:
+    """Parses the arguments and exports.
+
+    Args:
+        args: The arguments after ``zolit export``.
+    """
+    parser = ArgumentParser(prog="zolit export", description=f"{export.__doc__}".split("\n", maxsplit=1)[0])
+    parser.add_function_arguments(export)
+    given = parser.parse_args(args)
+    export(**given.as_dict())
+    print(f"written: {given.output}")

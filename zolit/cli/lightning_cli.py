@@ -1,0 +1,153 @@
+"""The subcommands fit, validate, test and predict, built on LightningCLI."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import zolit_callbacks
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from zolit.cli.code import HELP, OPTION, import_code, split_code
+from zolit.cli.parser import ZolitParser, with_default_method
+from zolit.cli.predictions import predictions
+from zolit.data.datamodule import PromptedData
+from zolit.errors import UserError, require
+from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
+from zolit.training.replicated import ReplicatedStrategy
+from zolit.training.split import SplitStrategy
+
+
+class ZolitCLI(LightningCLI):
+    """LightningCLI with zolit's module, data module and checkpoint callback, and a summary at the end of a fit."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model.name_or_path", "data.name_or_path")
+        parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
+        parser.add_lightning_class_args(zolit_callbacks.StepCheckpoint, "checkpoint")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Unlike the base class, this does not warn that ``args`` differs from ``sys.argv``, which also has --code.
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        # On a CPU, Lightning would change it to bf16-mixed with a warning.
+        require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
+        require(
+            not trainer.gradient_clip_val and trainer.accumulate_grad_batches == 1,
+            "trainer.gradient_clip_val, trainer.accumulate_grad_batches: a forward-only step has no gradients to clip "
+            "or accumulate; for large batches set data.batch_size and model.micro_batch_size",
+        )
+        path = config.get("ckpt_path")
+        require(
+            path in (None, "best", "last", "hpc", "registry") or "://" in path or Path(path).exists(),
+            f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
+        )
+        config.model.optimizer = with_default_method(config.model.optimizer)
+        # seed_everything sets each seed that has no other value.
+        for seeded in (config.data, config.model.optimizer.get("init_args", {})):
+            if "seed" in seeded:
+                seeded["seed"] = seeded["seed"] or int(config.seed_everything or 0)
+        # Several configurations may name the same callback of zolit_callbacks; the options of the last one count.
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        ours = {c.class_path: i for i, c in enumerate(callbacks) if c.class_path.startswith("zolit_callbacks.")}
+        trainer.callbacks = [c for i, c in enumerate(callbacks) if ours.get(c.class_path, i) == i]
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # If an option may be null, jsonargparse wraps the error of the object's constructor.
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
+            # DDP, Lightning's choice for several devices, would allocate gradient buckets.
+            trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
+        return trainer
+
+    def after_fit(self) -> None:
+        """Validates the final weights if the last validation was before the last step, and writes the summary."""
+        if self._summary.is_behind(self.trainer):
+            # Under SLURM, Lightning would replace the final weights by those of a requeue checkpoint in the folder.
+            last = cast("Any", self.trainer).checkpoint_callback.last_model_path if SLURMEnvironment.detect() else None
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
+        self._summary.write(self.trainer)
+
+    def before_predict(self) -> None:
+        """Refuses several processes, each of which would have only a part of the predictions."""
+        alone = self.trainer.world_size == 1 or isinstance(self.trainer.strategy, SplitStrategy)
+        require(alone, "trainer.devices: only one process can write predictions; set it to 1")
+
+    def after_predict(self) -> None:
+        """Writes one line for each example, in the file's order: its answer, and the probabilities of all answers."""
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if not self.trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+            for record in predictions(self.trainer.predict_loop.predictions, self.datamodule):
+                lines.write(json.dumps(record) + "\n")
+        rank_zero_info(f"predictions: {folder / 'predictions.jsonl'}")
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        self._summary = zolit_callbacks.RunSummary()
+        cast("Any", self.trainer).callbacks.insert(0, self._summary)
+
+
+def run(args: list[str] | None = None) -> ZolitCLI:
+    """Imports the files of ``--code``, parses the other arguments, and runs the subcommand.
+
+    Args:
+        args: The arguments; None for ``sys.argv[1:]``. Neither is changed, since processes of a distributed run start
+            with the same ``sys.argv``.
+    """
+    files, options = split_code(sys.argv[1:] if args is None else args)
+    import_code(files)
+    ZolitParser.command_line = options
+    return ZolitCLI(
+        ZerothOrderModule,
+        PromptedData,
+        args=options,
+        parser_class=ZolitParser,
+        parser_kwargs={
+            "prog": "zolit",
+            "description": "Fine-tune language models with forward passes alone. Methods: zolit methods. "
+            "Time and memory of a step on this machine: zolit bench --help. "
+            f"{OPTION} FILE.py: {HELP}",
+            **{subcommand: {"epilog": f"{OPTION} FILE.py: {HELP}"} for subcommand in ZolitCLI.subcommands()},
+        },
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": ""},
+            },
+            "default_root_dir": "runs",
+            "num_sanity_val_steps": -1,
+            "use_distributed_sampler": False,
+        },
+    )

@@ -1,0 +1,36 @@
+"""The lines of ``predictions.jsonl``: one record for each example, in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from zolit.data.datamodule import PromptedData
+from zolit.tasks.classification import Classification
+
+
+def predictions(batches: Iterable[Mapping[str, Any]], data: PromptedData) -> Iterator[dict[str, Any]]:
+    """Yields the prediction for each example.
+
+    Args:
+        batches: The results of ``predict_step``, in order.
+        data: The data module of the examples.
+
+    Yields:
+        ``{"answer": ...}`` for a generated answer; else the label or the chosen answer, and the probability of each
+        answer.
+    """
+    task, records = data.task, iter(data.predicted_records)
+    for batch in batches:
+        if "generated" in batch:
+            yield from ({"answer": text} for text in batch["generated"])
+            continue
+        for chosen, row in zip(batch["chosen"].tolist(), batch["probabilities"].tolist(), strict=True):
+            record = next(records)
+            if isinstance(task, Classification):
+                names = list(task.label_words)
+                yield {"label": names[chosen], "probabilities": dict(zip(names, row, strict=True))}
+            else:
+                answers = [answer.strip() for answer in task.question(record).answers]
+                ranked = [{"answer": answer, "probability": share} for answer, share in zip(answers, row, strict=False)]
+                yield {"answer": answers[chosen], "answers": ranked}

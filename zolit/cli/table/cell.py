@@ -1,0 +1,62 @@
+"""One run of a table: trains if the row is trained, tests, and writes the result."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+from zolit_callbacks import StepCheckpoint
+
+from zolit.cli.lightning_cli import run as run_command
+from zolit.cli.table.spec import Run, Table, arguments
+
+RESULT = "result.json"
+
+
+COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
+
+
+def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str | None) -> dict[str, Any]:
+    """Runs one cell with one seed, from its last checkpoint on if there is one, and writes its result.
+
+    The test uses the checkpoint with the best validation score. Without test data, the validation score is the result.
+
+    Args:
+        table: The table.
+        run: The run.
+        output: The folder of the table's runs.
+        scale: A configuration that is applied last, or None.
+        files: A folder of local data, or None.
+
+    Returns:
+        ``score`` and ``validation``, between 0 and 1, and the costs of the run.
+    """
+    folder = output / run.folder
+    folders = [f"--trainer.logger.init_args.save_dir={folder}", f"--trainer.default_root_dir={folder}"]
+    options = [*arguments(table, run, scale, files), *folders]
+    start = time.perf_counter()
+    result: dict[str, Any] = {"row": run.row, "task": run.task, "seed": run.seed, "point": dict(run.point)}
+    if table.rows[run.row].trained:
+        checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
+        fitted = run_command(["fit", *options, *([f"--ckpt_path={checkpoints[-1]}"] if checkpoints else [])])
+        checkpoint = cast("StepCheckpoint", fitted.trainer.checkpoint_callback)
+        summary = json.loads(Path(str(fitted.trainer.log_dir), "summary.json").read_text(encoding="utf-8"))
+        result |= {name: summary[name] for name in COPIED}
+        result["validation"] = float(cast("Tensor", checkpoint.best_model_score))
+        chosen = [f"--ckpt_path={checkpoint.best_model_path}"]
+        has_test = fitted.datamodule.has("test")
+    else:
+        chosen, has_test = [], True
+    if has_test:
+        tested = run_command(["test", *options, *chosen])
+        metric = tested.datamodule.task.metrics[0]
+        result |= {"metric": metric, "score": float(tested.trainer.callback_metrics[f"test/{metric}"])}
+    else:
+        result["score"] = result["validation"]
+    result["seconds"] = time.perf_counter() - start
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result

@@ -1,0 +1,162 @@
+"""Evaluates a language model: logits of a word, likelihoods of answers, and generated answers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zolit.models.batches import AnswerBatch, PromptBatch
+from zolit.models.loading import is_masked_lm
+from zolit.models.tuning import Tuning
+
+
+class LanguageModel:
+    """A causal or masked language model of transformers, with the weights that a tuning adds.
+
+    Args:
+        loaded: The loaded model.
+        tuning: Which of its weights are trained.
+        use_cache: Whether keys and values may be reused from one forward to the next.
+
+    Attributes:
+        model: The model with the weights that the tuning adds.
+    """
+
+    def __init__(self, loaded: PreTrainedModel, tuning: Tuning, use_cache: bool = True) -> None:
+        self._masked = is_masked_lm(loaded.config)
+        options = inspect.signature(loaded.forward).parameters
+        self._accepts_positions = "position_ids" in options and not self._masked
+        self._cache_option = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
+        self._use_cache = use_cache
+        self._num_prefix_tokens = tuning.num_prefix_tokens
+        head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
+        head.register_forward_pre_hook(_make_contiguous)
+        self.model: nn.Module = tuning.apply(loaded)
+
+    def word_logits(self, batch: PromptBatch) -> Tensor:
+        """Returns the logits of the token after each prompt, or at its mask, shape (batch, vocabulary)."""
+        logits: Tensor
+        if self._masked:
+            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            return logits[torch.arange(len(logits), device=logits.device), batch.answer_position]
+        logits = self._last_logits(batch.input_ids, batch.attention_mask, 1)
+        return logits[:, -1]
+
+    def answer_scores(self, batch: AnswerBatch, share_prompts: bool = False) -> Tensor:
+        """Returns the mean log-likelihood of each answer's tokens after its prompt, shape (answers,), float32.
+
+        Logits have the vocabulary's width, so they are computed for the answers' tokens alone.
+
+        Args:
+            batch: Prompts and answers.
+            share_prompts: Whether a prompt's keys and values are computed once for all of its answers, rather than once
+                for each. Sharing saves computation and gives the same scores up to rounding.
+        """
+        mask = torch.cat([batch.prompt_mask[batch.prompt_index], batch.answer_mask], dim=1)
+        length = batch.answer_ids.shape[1]
+        several = len(batch.prompt_index) > len(batch.labels)
+        if share_prompts and self._use_cache and not self._num_prefix_tokens and several:
+            logits = self._logits_with_shared_prompts(batch, mask)
+        else:
+            ids = torch.cat([batch.prompt_ids[batch.prompt_index], batch.answer_ids], dim=1)
+            logits = self._last_logits(ids, mask, length + 1)[:, :-1]
+        losses = functional.cross_entropy(logits.flatten(0, 1).float(), batch.answer_ids.flatten(), reduction="none")
+        kept = batch.answer_mask
+        return -(losses.view_as(kept) * kept).sum(1) / kept.sum(1)
+
+    def generate(self, batch: AnswerBatch, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[str]:
+        """Generates an answer after each prompt: greedily, up to the end of the line.
+
+        Args:
+            batch: The prompts; the answers of the batch are not read.
+            tokenizer: The model's tokenizer.
+            max_new_tokens: The longest answer, in tokens.
+
+        Returns:
+            One answer for each prompt, stripped.
+        """
+        model: Any = self.model
+        ids, mask = batch.prompt_ids, batch.prompt_mask
+        options: dict[str, Any] = {}
+        if self._num_prefix_tokens:
+            # peft's own generate does not know the new name of the cache's option. Tokens that the cache holds already
+            # are skipped, so zeros take the place of the prefix.
+            mask, options = self._prepend_prefix(mask)
+            ids = torch.cat([ids.new_zeros(len(ids), self._num_prefix_tokens), ids], dim=1)
+            model = model.get_base_model()
+        end = tokenizer.eos_token_id
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **options,
+            use_cache=self._use_cache,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=[token for token in (end, _newline_token(tokenizer)) if token is not None],
+            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+        texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+        return [text.strip().split("\n")[0].strip() for text in texts]
+
+    def _last_logits(self, ids: Tensor, mask: Tensor, kept: int) -> Tensor:
+        """Returns the logits of the last ``kept`` positions, shape (rows, kept, vocabulary)."""
+        logits: Tensor = self._forward(ids, mask, _position_ids(mask), use_cache=False, logits_to_keep=kept).logits
+        return logits[:, -kept:]
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
+        """Calls the model, with the tokens' positions if it accepts them."""
+        model: Any = self.model
+        if self._num_prefix_tokens:
+            # peft would count positions from the start of the padding, so the prefix is passed here, as peft passes it.
+            mask, cached = self._prepend_prefix(mask)
+            options, positions = {**options, **cached}, positions + self._num_prefix_tokens
+            model = model.get_base_model()
+        if self._accepts_positions:
+            options["position_ids"] = positions
+        return model(input_ids=ids, attention_mask=mask, **options)
+
+    def _prepend_prefix(self, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Returns the mask with the prefix before it, and the option that passes the prefix's keys and values."""
+        model: Any = self.model
+        prefix = mask.new_ones(len(mask), self._num_prefix_tokens)
+        return torch.cat([prefix, mask], dim=1), {self._cache_option: model.get_prompt(batch_size=len(mask))}
+
+    def _logits_with_shared_prompts(self, batch: AnswerBatch, mask: Tensor) -> Tensor:
+        """Returns the logits that predict the answers' tokens, from one forward of the prompts and one of the answers.
+
+        Args:
+            batch: Prompts and answers.
+            mask: Mask of each prompt followed by its answer, shape (answers, prompt tokens + answer tokens).
+        """
+        positions = _position_ids(batch.prompt_mask)
+        prompt = self._forward(batch.prompt_ids, batch.prompt_mask, positions, use_cache=True, logits_to_keep=1)
+        first: Tensor = prompt.logits[:, -1:][batch.prompt_index]
+        length = batch.answer_ids.shape[1]
+        if length == 1:
+            return first
+        cache = prompt[self._cache_option]
+        cache.batch_select_indices(batch.prompt_index)
+        positions = _position_ids(mask)[:, -length:-1]
+        rest = self._forward(batch.answer_ids[:, :-1], mask[:, :-1], positions, **{self._cache_option: cache})
+        return torch.cat([first, rest.logits], dim=1)
+
+
+def _make_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Makes the head's input contiguous: for a strided 3-d input, torch.matmul would copy the weight per example."""
+    return (inputs[0].contiguous(),)
+
+
+def _position_ids(mask: Tensor) -> Tensor:
+    """Returns the position of each token in its text, without counting padding; shape and type of ``mask``."""
+    return (mask.cumsum(1) - 1).clamp_(min=0)
+
+
+def _newline_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the token of a line break after a word; None if the break is not a token by itself."""
+    word, line = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a\n"))
+    return int(line[-1]) if len(line) == len(word) + 1 and line[:-1] == word else None

@@ -1,0 +1,129 @@
+"""Evaluates the loss or its gradient at the base point θ of a step, before any weight is perturbed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from zolit.errors import require
+from zolit.optim.blocks import Weight
+from zolit.optim.collectives import Collectives
+from zolit.optim.randomness import Step
+
+Closure = Callable[[], Tensor]
+"""Returns the mean loss of a batch, shape (), or the loss of each example, shape (batch,), at the current weights."""
+
+
+class NotFinite(Exception):
+    """Raised when a loss is NaN or infinite. The optimizer then skips the step."""
+
+
+def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
+    """Calls a closure once, and returns the mean loss of each copy of its batch. Called for each forward pass.
+
+    Args:
+        closure: See ``Closure``.
+        copies: Number of copies of the batch that the closure evaluates.
+
+    Returns:
+        Shape (copies,), float64 if the closure returns float64, else float32.
+    """
+    # torch.autocast caches weights that it casts to low precision. It does not notice that a weight has changed.
+    torch.clear_autocast_cache()
+    loss = closure()
+    return (loss if loss.dtype == torch.float64 else loss.float()).reshape(copies, -1).mean(1)
+
+
+class BasePoint:
+    """Evaluates the model at the point θ at which a step begins. The optimizer makes one object for each step.
+
+    Stages call it in ``Stage.prepare``. Each call makes one forward pass, which the report counts.
+
+    Args:
+        model: The model. A stage may watch its modules during an evaluation.
+        closure: The closure of the step.
+        collectives: The collectives of the run.
+        step: The step.
+
+    Attributes:
+        losses: Mean loss of each forward pass of the step so far.
+        backward_passes: Number of backward passes of the step so far.
+        known_loss: L(θ) if it was measured and θ has not changed since, else None.
+    """
+
+    def __init__(self, model: nn.Module, closure: Closure, collectives: Collectives, step: Step) -> None:
+        self.model = model
+        self.closure = closure
+        self.collectives = collectives
+        self.step = step
+        self.losses: list[float] = []
+        self.backward_passes = 0
+        self.known_loss: float | None = None
+
+    def loss(self) -> float:
+        """Evaluates the batch at θ by one forward pass. Called by stages in ``Stage.prepare``.
+
+        Returns:
+            The mean loss over the batches of all ranks.
+
+        Raises:
+            NotFinite: If the loss is NaN or infinite.
+        """
+        return self._recorded(mean_losses(self.closure))
+
+    def gradients(self, weights: Sequence[Weight]) -> dict[Weight, Tensor]:
+        """Evaluates the batch at θ by one forward and one backward pass. Called by stages in ``Stage.prepare``.
+
+        This package has no other backward pass.
+
+        Args:
+            weights: The weights to differentiate by. Activations are kept for these weights only.
+
+        Returns:
+            The gradient of the mean loss over all ranks for each weight, of the shape and type of the weight.
+
+        Raises:
+            NotFinite: If the loss is NaN or infinite.
+            UserError: If the closure computes the loss without gradients.
+        """
+        with torch.enable_grad(), _requires_grad_only(self.model, weights):
+            torch.clear_autocast_cache()
+            loss = self.closure().float().mean()
+            require(
+                loss.requires_grad,
+                "step: this method needs gradients, but the closure computes none; remove `torch.no_grad` from it",
+            )
+            found = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
+        torch.clear_autocast_cache()
+        self.backward_passes += 1
+        self._recorded(loss.detach().view(1))
+        return {
+            weight: self.collectives.all_mean(torch.zeros_like(weight.parameter) if own is None else own.contiguous())
+            for weight, own in zip(weights, found, strict=True)
+        }
+
+    def _recorded(self, own: Tensor) -> float:
+        loss = float(self.collectives.all_mean(own).cpu().double())
+        self.losses.append(loss)
+        self.known_loss = loss
+        if not math.isfinite(loss):
+            raise NotFinite
+        return loss
+
+
+@contextmanager
+def _requires_grad_only(model: nn.Module, weights: Sequence[Weight]) -> Iterator[None]:
+    """Disables the gradients of all other weights of the model for the time of the context."""
+    wanted = {id(weight.parameter) for weight in weights}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""Functions on the modules of a model: find layers, watch inputs, attach adapters."""

@@ -1,0 +1,287 @@
+"""One zeroth-order step: select, draw, probe, estimate, update.
+
+``ZerothOrder`` calls five stages in turn, and does not depend on how a stage works. A method, such as that of a paper,
+is one implementation for each stage. The methods are in ``zolit/methods``. ``zolit/optim/README.md`` is the map.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from zolit.errors import NonFiniteLossError, require
+from zolit.optim.base_point import BasePoint, Closure, NotFinite
+from zolit.optim.blocks import BlockSample, partition, trainable_weights
+from zolit.optim.collectives import Collectives
+from zolit.optim.compatibility import check_compatible
+from zolit.optim.estimators.base import Estimate, Estimator
+from zolit.optim.estimators.spsa import SPSA
+from zolit.optim.evaluation import Evaluation
+from zolit.optim.perturbation.base import Perturbation
+from zolit.optim.perturbation.directions import Directions
+from zolit.optim.perturbation.gaussian_pool import GaussianPool
+from zolit.optim.probing.base import Prober
+from zolit.optim.probing.streamed.prober import Streamed
+from zolit.optim.randomness import Step
+from zolit.optim.report import StepReport
+from zolit.optim.selection.all_blocks import AllBlocks
+from zolit.optim.selection.base import Selection
+from zolit.optim.signals import deferred_signals
+from zolit.optim.stage import Stage
+from zolit.optim.updates.base import Update
+from zolit.optim.updates.gradient import Gradient
+from zolit.optim.updates.sgd import SGD
+
+_COUNTERS = ("steps", "forwards", "backwards", "skipped", "skipped_in_a_row")
+
+
+class ZerothOrder(torch.optim.Optimizer):
+    """Estimates gradients from forward passes, and descends along them.
+
+    On a GPU, the host waits once for each call of ``Evaluation``, to read the losses. Two-point SPSA makes one call a
+    step, and MeZO waits for nothing else. With curvature sampling, the host also reads one number for each block and
+    a table of the sums of the pool. Methods that read weights or masks on the host wait more often.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> inputs, targets = torch.randn(8, 4), torch.randn(8, 1)
+        >>> optimizer = ZerothOrder(model, lr=1e-2)
+        >>> loss = optimizer.step(lambda: (model(inputs) - targets).square().mean(1))
+
+    Args:
+        model: The model. Its parameters that require a gradient are tuned.
+        lr: η, the learning rate.
+        eps: ε, the probe radius.
+        seed: Base seed of directions and samples.
+        blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
+        selection: Chooses the blocks to perturb; None is AllBlocks.
+        perturbation: The law of the directions; None is GaussianPool.
+        prober: Computes losses at perturbed weights; None is Streamed.
+        estimator: Computes the coefficients of the directions from losses; None is two-point SPSA.
+        update: Moves the weights; None is SGD.
+        max_skipped: Number of skipped steps in a row after which the run stops. A step is skipped if a loss is not
+            finite.
+
+    Attributes:
+        model: The model.
+        last_step: Report of the latest step; None before the first.
+        collectives: The collectives of the processes that train together. A strategy replaces it before the first
+            step.
+
+    Raises:
+        UserError: If a number is out of its range, if the model or its blocks cannot be tuned, or if stages do not work
+            together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        seed: int = 0,
+        blocks: str = "tensor",
+        selection: Selection | None = None,
+        perturbation: Perturbation | None = None,
+        prober: Prober | None = None,
+        estimator: Estimator | None = None,
+        update: Update | None = None,
+        max_skipped: int = 10,
+    ) -> None:
+        require(0.0 <= lr < math.inf, f"lr: the learning rate must be at least 0 and finite, not {lr}")
+        require(0.0 < eps < math.inf, f"eps: the probe radius must be positive and finite, not {eps}")
+        require(max_skipped >= 1, f"max_skipped: must be at least 1, not {max_skipped}")
+        weights = trainable_weights(model)
+        super().__init__([(weight.name, weight.parameter) for weight in weights], {"lr": lr})
+        self.model = model
+        self.blocks = partition(weights, blocks)
+        self.eps = eps
+        self.seed = seed
+        self.max_skipped = max_skipped
+        # Weights that another process holds are on the meta device.
+        self._local_weights = [weight for weight in weights if not weight.parameter.is_meta]
+        require(bool(self._local_weights), "trainer.strategy: a process has no weight to tune; use fewer processes")
+        self.selection = selection or AllBlocks()
+        self.perturbation = perturbation or GaussianPool()
+        self.prober = prober or Streamed()
+        self.estimator = estimator or SPSA()
+        self.update = update or SGD()
+        check_compatible(self.selection, self.perturbation, self.prober, self.estimator)
+        for stage in self._stages.values():
+            stage.bind(model, weights, self.blocks)
+        self.collectives = Collectives()
+        self.last_step: StepReport | None = None
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+
+    @property
+    def _stages(self) -> dict[str, Stage]:
+        return {
+            "selection": self.selection,
+            "perturbation": self.perturbation,
+            "prober": self.prober,
+            "estimator": self.estimator,
+            "update": self.update,
+        }
+
+    @property
+    def per_example(self) -> bool:
+        """Whether each example has a separate direction. ``step`` then takes the ids of the examples."""
+        return self.estimator.per_example
+
+    @property
+    def batch_repeats(self) -> int:
+        """Number of copies of the batch that the closure must evaluate. Read by the closure in each forward.
+
+        It is 1, or 2 if two probes share a forward (``probing="joint"``). The closure then repeats its batch along the
+        first dimension, and returns the loss of each example, shape (batch_repeats·batch,). The caller announces such a
+        closure by ``step(closure, repeats_batch=True)``.
+        """
+        return self.prober.batch_repeats
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch's closure is optional
+        self, closure: Closure, examples: Sequence[int] | None = None, repeats_batch: bool = False
+    ) -> float:
+        """Makes one step. Called once for each batch.
+
+        If a loss is NaN or infinite, the step is skipped: the weights and all state keep their values.
+
+        Args:
+            closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
+                called once a forward pass, always on the same batch, under ``torch.no_grad``. Joint probing makes a few
+                additional forwards before its first joint forward. Per-example probing makes one additional forward
+                when a weight is first perturbed. The report does not count these.
+            examples: Ids of the rows of the batch, for per-example directions. The direction of an example depends on
+                its id only, not on its position, batch or rank. Rows with the same id share a direction, but each row
+                has a separate loss. None uses the positions in the batch as ids.
+            repeats_batch: Whether the closure repeats its batch ``batch_repeats`` times.
+
+        Returns:
+            The mean of the losses of the step, over all ranks. ``last_step`` holds the other numbers.
+
+        Raises:
+            NonFiniteLossError: If this is the ``max_skipped``-th skipped step in a row.
+            UserError: If per-example directions on several ranks have no ids.
+        """
+        require(
+            examples is not None or self.collectives.size == 1 or not self.per_example,
+            "step: on several processes examples need ids (examples=...); without ids, examples of different ranks "
+            "would share directions",
+        )
+        with deferred_signals():
+            return self._step(closure, examples, repeats_batch)
+
+    def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
+        step = Step(self.seed, self._counts["steps"])
+        base = BasePoint(self.model, closure, self.collectives, step)
+        prepared = self._prepare(base)
+        sample = self.selection.select(step)
+        self.perturbation.begin_step(step)
+        ids = (examples or ()) if self.per_example else range(self.estimator.num_directions)
+        directions = Directions(sample, self.perturbation, step, ids)
+        estimate: Estimate | None = None
+        if prepared:
+            directions.prefetch()
+            with suppress(NotFinite):
+                evaluation = Evaluation(base, self.prober, directions, self.per_example, repeats_batch)
+                estimate = self.estimator.estimate(evaluation, self.eps)
+                if self.per_example:
+                    directions.gather_examples(self.collectives)
+        with deferred_signals(interrupts=True):  # weights, learned state and counters move together
+            self.last_step = self._update(step, base, sample, directions, estimate)
+        if estimate is None:
+            self._warn_or_stop(base.losses)
+        return self.last_step.loss
+
+    def _prepare(self, base: BasePoint) -> bool:
+        """Calls ``prepare`` of the update, the selection and the law; returns False if a loss is not finite."""
+        with suppress(NotFinite):
+            self.update.prepare(base)
+            base.known_loss = None  # the update may have moved θ
+            self.selection.prepare(base)
+            self.perturbation.prepare(base)
+            return True
+        return False
+
+    def _update(
+        self, step: Step, base: BasePoint, sample: BlockSample, directions: Directions, estimate: Estimate | None
+    ) -> StepReport:
+        """Moves the weights, lets stages learn, and returns the report. Without an estimate, the step is skipped."""
+        lr = float(self.param_groups[0]["lr"])
+        coefficients = [0.0] * directions.count if estimate is None else estimate.coefficients.tolist()
+        if estimate is not None:
+            gradient = Gradient(directions, coefficients, self.collectives)
+            self.update.apply(self._local_weights, gradient, lr, step)
+            self.selection.observe(sample, directions, estimate.derivatives.tolist(), gradient.squared_norms())
+            self.perturbation.observe(directions, estimate.curvatures)
+        else:
+            self.update.rollback()
+        skipped = estimate is None
+        counts = self._counts
+        counts["steps"] += 1
+        counts["forwards"] += len(base.losses)
+        counts["backwards"] += base.backward_passes
+        counts["skipped"] += skipped
+        counts["skipped_in_a_row"] = counts["skipped_in_a_row"] + 1 if skipped else 0
+        return StepReport(
+            step=step.index,
+            loss=sum(base.losses) / len(base.losses),
+            losses=tuple(base.losses),
+            coefficients=tuple(coefficients),
+            forward_passes=len(base.losses),
+            total_forward_passes=counts["forwards"],
+            skipped=skipped,
+            skipped_steps=counts["skipped"],
+            learning_rate=lr,
+            selection=self.selection.report(sample),
+            total_backward_passes=counts["backwards"],
+        )
+
+    def _warn_or_stop(self, losses: Sequence[float]) -> None:
+        in_a_row = self._counts["skipped_in_a_row"]
+        message = f"step {self._counts['steps'] - 1}: the losses {losses} are not all finite"
+        if in_a_row >= self.max_skipped:
+            raise NonFiniteLossError(
+                f"{message}, for {in_a_row} steps in a row (max_skipped): lower lr or eps, or check the data and the "
+                "precision"
+            )
+        if self._counts["skipped"] == 1:
+            warnings.warn(
+                f"{message}; the weights did not move. The report counts skipped steps; this warning comes once",
+                RuntimeWarning,
+                stacklevel=6,  # outside of torch's wrappers of step
+            )
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes that all stages hold in addition to the weights. Called when memory is reported.
+
+        These are noise, masks, copies, buffers and momentum.
+        """
+        return sum(stage.scratch_bytes() for stage in self._stages.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all state that a resumed run needs to equal an uninterrupted one. Called when a checkpoint is saved.
+
+        The state of the stages is under the key ``zo``, by the names of stages and weights. torch's per-parameter state
+        would not do: loading casts it to the type of the parameter, and scores or velocities would become bfloat16.
+        """
+        stages = {name: stage.state_dict() for name, stage in self._stages.items()}
+        return {**super().state_dict(), "zo": {**self._counts, "seed": self.seed, **stages}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned. Called when a run resumes.
+
+        The seed is restored too, so that the resumed run draws the same directions.
+        """
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
+        state = state_dict["zo"]
+        self.seed = state["seed"]
+        self._counts = {counter: state[counter] for counter in _COUNTERS}
+        for name, stage in self._stages.items():
+            stage.load_state_dict(state[name])

@@ -1,0 +1,1 @@
+"""Stage 2 of a step: draws the random directions."""

@@ -1,0 +1,1 @@
+"""Distributions of low-rank directions: products of two thin matrices."""

@@ -1,0 +1,1 @@
+"""Stage 3 of a step: computes the losses at perturbed weights."""

@@ -1,0 +1,1 @@
+"""Probes without writing the weights: modules compute with perturbed views while they run."""

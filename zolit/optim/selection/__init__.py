@@ -1,0 +1,1 @@
+"""Stage 1 of a step: chooses the blocks to perturb."""

@@ -1,0 +1,176 @@
+"""Perturbs one layer only: the first layer with massive activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zolit.errors import require
+from zolit.optim.base_point import BasePoint
+from zolit.optim.blocks import Block, BlockSample, Weight
+from zolit.optim.modules.layers import find_layers
+from zolit.optim.perturbation.directions import Directions
+from zolit.optim.randomness import Step
+from zolit.optim.report import SelectionReport
+from zolit.optim.selection.all_blocks import AllBlocks
+from zolit.optim.selection.base import Selection
+
+
+class OneLayer(Selection):
+    """Samples blocks of one layer only: the first layer whose output has massive activations.
+
+    Dominant-Layer ZO (arXiv 2606.05516) finds the layer by one inference pass: the layer where activation outliers
+    first appear. The threshold of the paper was not recovered. The default is that of Sun et al. (arXiv 2402.17762):
+    |h| above 100 and above 1,000 times the median. If no layer exceeds the threshold, the layer is chosen at which the
+    largest activation grows most. Layers are the members of the largest ``nn.ModuleList`` of the model. With several
+    ranks, the result of the first rank counts.
+
+    Args:
+        layer: Index of the layer, from 0; None finds the layer before the first step, by one forward pass.
+        magnitude: Smallest |h| of a massive activation.
+        ratio: Smallest |h| of a massive activation, in multiples of the median.
+        within: Selection among the blocks of the layer; None is all of them.
+
+    Raises:
+        UserError: If the index is negative.
+    """
+
+    def __init__(
+        self,
+        layer: int | None = None,
+        magnitude: float = 100.0,
+        ratio: float = 1000.0,
+        within: Selection | None = None,
+    ) -> None:
+        require(layer is None or layer >= 0, f"layer: the index of the layer must be at least 0, not {layer}")
+        self._layer = layer
+        self._magnitude = magnitude
+        self._ratio = ratio
+        self._within = within or AllBlocks()
+        self.masks = self._within.masks
+        self._inside: list[int] = []
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
+        """Stores the model and all blocks; see ``Stage.bind``."""
+        super().bind(model, weights, blocks)
+        self._model = model
+        self._inside = []
+
+    def prepare(self, base: BasePoint) -> None:
+        """Finds the layer before the first step, and prepares the inner selection; see ``Stage.prepare``."""
+        if not self._inside:
+            name, layers = find_layers(base.model)
+            require(
+                bool(layers), "selection: the model has no nn.ModuleList of layers to choose from; use another method"
+            )
+            layer = self._dominant(base, layers) if self._layer is None else self._layer
+            self._restrict_to(f"{name}.{layer}.", layer)
+        self._within.prepare(base)
+
+    def _restrict_to(self, prefix: str, layer: int) -> None:
+        """Binds the inner selection to the blocks whose weights all have names with this prefix."""
+        inside = [all(weight.name.startswith(prefix) for weight in block.weights) for block in self.blocks]
+        require(
+            any(inside),
+            f"layer: no block lies within layer {layer} ({prefix}*): make its weights trainable, or set blocks: tensor",
+        )
+        self._layer, self._prefix = layer, prefix
+        self._inside = [index for index, is_inside in enumerate(inside) if is_inside]
+        blocks = [self.blocks[index] for index in self._inside]
+        self._within.bind(self._model, [weight for block in blocks for weight in block.weights], blocks)
+
+    def _dominant(self, base: BasePoint, layers: Sequence[nn.Module]) -> int:
+        """Makes a forward pass and returns the index of the dominant layer."""
+        sizes = [torch.zeros(2)] * len(layers)
+
+        def watch(index: int) -> Any:
+            def on_output(_: nn.Module, __: Any, output: Any) -> None:
+                hidden = (output[0] if isinstance(output, tuple) else output).detach().float().abs().flatten()
+                both = torch.stack([hidden.max(), hidden.median()])
+                sizes[index] = torch.maximum(sizes[index].to(both), both)
+
+            return on_output
+
+        with ExitStack() as hooks:
+            for index, layer in enumerate(layers):
+                hooks.callback(layer.register_forward_hook(watch(index)).remove)
+            base.loss()
+        own = _first_massive(torch.stack(sizes), self._magnitude, self._ratio)
+        return int(base.collectives.broadcast(torch.tensor([own])))
+
+    def select(self, step: Step) -> BlockSample:
+        """Samples blocks of the layer; see ``Selection.select``."""
+        count = len(self.blocks)
+        chosen, rest = torch.zeros(count, dtype=torch.bool), torch.full((count,), 1e-12, dtype=torch.float64)
+        if not self._inside:  # the loss in prepare was not finite, and the step will be skipped
+            return BlockSample(self.blocks, chosen, rest, torch.ones(count, dtype=torch.float64))
+        self._inner = self._within.select(step)
+        corrections = torch.ones(count, dtype=torch.float64)
+        chosen[self._inside] = self._inner.chosen
+        rest[self._inside] = self._inner.probabilities
+        corrections[self._inside] = self._inner.corrections
+        return BlockSample(self.blocks, chosen, rest, corrections, self._inner.needs_squared_norms, self._inner.mask)
+
+    def observe(
+        self, sample: BlockSample, directions: Directions, derivatives: Sequence[float], squared_norms: Tensor
+    ) -> None:
+        """Lets the inner selection learn; see ``Selection.observe``."""
+        inner = squared_norms[:, self._inside] if sample.needs_squared_norms else squared_norms
+        self._within.observe(self._inner, directions, derivatives, inner)
+
+    def report(self, sample: BlockSample) -> SelectionReport:
+        """Describes the sample, with the scores of the inner selection; see ``Selection.report``."""
+        if not self._inside:
+            return self._report(sample, budget=0.0, perturbed_parameters=0)
+        inner = self._within.report(self._inner)
+        scores = None
+        if inner.scores is not None:
+            scores = torch.zeros(len(self.blocks), dtype=torch.float64)
+            scores[self._inside] = inner.scores
+        return self._report(
+            sample,
+            scores=scores,
+            units=inner.units if inner.units != len(self._inside) else len(self.blocks),
+            budget=inner.budget,
+            perturbed_parameters=inner.perturbed_parameters,
+            effective_support=inner.effective_support,
+            normalized_entropy=inner.normalized_entropy,
+        )
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes of the inner selection; see ``Stage.scratch_bytes``."""
+        return self._within.scratch_bytes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the layer and the state of the inner selection; see ``Stage.state_dict``."""
+        if not self._inside:
+            return {"layer": None}
+        return {"layer": self._layer, "prefix": self._prefix, "within": self._within.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the layer and the inner selection; see ``Stage.load_state_dict``."""
+        self._inside = []
+        if state["layer"] is not None:
+            self._restrict_to(state["prefix"], state["layer"])
+            self._within.load_state_dict(state["within"])
+
+
+def _first_massive(sizes: Tensor, magnitude: float, ratio: float) -> int:
+    """Returns the index of the first layer with a massive activation, else of the layer with the largest growth.
+
+    Args:
+        sizes: Largest and median |h| of the output of each layer, shape (layers, 2).
+        magnitude: See ``OneLayer``.
+        ratio: See ``OneLayer``.
+    """
+    largest, median = sizes.unbind(1)
+    massive = ((largest > magnitude) & (largest > ratio * median)).nonzero()
+    if len(massive):
+        return int(massive[0])
+    if len(largest) == 1:
+        return 0
+    return 1 + int((largest[1:] / largest[:-1].clamp(min=1e-12)).argmax())

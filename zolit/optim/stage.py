@@ -1,0 +1,50 @@
+"""The interface that all five stages of a step share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from zolit.optim.base_point import BasePoint
+from zolit.optim.blocks import Block, Weight
+
+
+class Stage:
+    """One of the five parts of a step. The optimizer binds it once, and saves its state in checkpoints."""
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
+        """Receives the model. Called once, by the optimizer's constructor.
+
+        Args:
+            model: The model to tune.
+            weights: All trainable weights of the model.
+            blocks: The same weights, partitioned into blocks.
+        """
+
+    def prepare(self, base: BasePoint) -> None:
+        """Evaluates the model at θ, if the stage needs that. Called once a step, before ``Selection.select``.
+
+        The optimizer calls it on the update first, then on the selection, then on the perturbation. It does not call it
+        on probers and estimators. Each rank has a different batch. If a stage learns from it, the stage must make the
+        result equal on all ranks by ``base.collectives``.
+
+        Args:
+            base: Evaluates the loss or the gradient at θ. An evaluation raises ``NotFinite`` if the loss is not finite.
+                The step is then skipped, and the state of the stage must be the same as before the call.
+        """
+
+    def scratch_bytes(self) -> int:
+        """Returns the bytes that the stage holds in addition to the weights. Called when memory is reported."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state that a resumed run needs, by name. Called when a checkpoint is saved.
+
+        The values are tensors and plain Python values.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned. Called once, after ``bind``, when a run resumes."""

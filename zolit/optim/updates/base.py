@@ -1,0 +1,29 @@
+"""Stage 5 of a step: moves the weights by the gradient estimate Σ aᵢûᵢ."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from zolit.optim.blocks import Weight
+from zolit.optim.randomness import Step
+from zolit.optim.stage import Stage
+from zolit.optim.updates.gradient import Gradient
+
+
+class Update(Stage):
+    """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this."""
+
+    @abstractmethod
+    def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
+        """Moves the weights by one step. Called once a step, after the estimate; not called if the step is skipped.
+
+        Args:
+            weights: All trainable weights that this process holds.
+            gradient: The gradient estimate.
+            lr: The learning rate.
+            step: The step. Keys of random choices, such as rounding, are hashed from it.
+        """
+
+    def rollback(self) -> None:
+        """Undoes what ``prepare`` did. Called instead of ``apply`` if the step is skipped."""

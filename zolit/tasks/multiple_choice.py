@@ -1,0 +1,56 @@
+"""Multiple choice: each record has its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from typing_extensions import override
+
+from zolit.errors import UserError
+from zolit.tasks.task import Question, Record, Task
+from zolit.tasks.template import Template
+
+
+class MultipleChoice(Task):
+    """Asks which of several columns continues a prompt best.
+
+    The answer is the choice with the highest mean log-likelihood of its tokens.
+
+    Args:
+        template: The prompt, with columns in braces. A choice follows it after a space.
+        choices: The columns that hold the choices.
+        label_column: Column that holds the correct choice, as a number from 0 or as the name of the choice's column.
+
+    Raises:
+        UserError: If the template cannot be parsed, or there are fewer than two choices.
+    """
+
+    train_on_likelihood: ClassVar[bool] = True
+
+    def __init__(self, template: str, choices: list[str], label_column: str = "label") -> None:
+        self.template = Template.parse(template, "--data.task.template")
+        if len(choices) < 2:
+            raise UserError(f"--data.task.choices: name at least two columns, not {len(choices)}")
+        self.choices = choices
+        self.label_column = label_column
+
+    @override
+    def inputs(self) -> dict[str, Sequence[str]]:
+        return {"--data.task.template": self.template.fields, "--data.task.choices": self.choices}
+
+    @override
+    def targets(self) -> dict[str, Sequence[str]]:
+        return {"--data.task.label_column": [self.label_column]}
+
+    @override
+    def question(self, record: Record) -> Question:
+        return Question(self.template.render(record), tuple(f" {record[column]}" for column in self.choices))
+
+    @override
+    def correct_answers(self, record: Record) -> tuple[int, ...]:
+        label = str(record[self.label_column])
+        names = [*self.choices, *(str(number) for number in range(len(self.choices)))]
+        if label not in names:
+            raise UserError(f"has the label {label!r}, but --data.task.choices allows only {', '.join(names)}")
+        return (names.index(label) % len(self.choices),)

@@ -1,0 +1,5 @@
+"""The LightningModule, its objective and its strategies."""
+
+from zolit.training.module import ZerothOrderModule
+
+__all__ = ["ZerothOrderModule"]

@@ -1,0 +1,262 @@
+"""The LightningModule: a language model, an objective, and zeroth-order steps in manual optimization."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
+from torchmetrics.classification import MulticlassF1Score
+from typing_extensions import override
+
+from zolit.data.datamodule import PromptedData
+from zolit.errors import require
+from zolit.methods import MeZO
+from zolit.models.batches import AnswerBatch, Batch, micro_batches
+from zolit.models.language_model import LanguageModel
+from zolit.models.loading import check_model_path, load_language_model, load_tokenizer
+from zolit.models.tuning import Full, Tuning
+from zolit.optim.modules.adapters import attach_from_state
+from zolit.optim.optimizer import ZerothOrder
+from zolit.tasks.classification import Classification
+from zolit.tasks.metrics import MeanScore
+from zolit.tasks.task import Task
+from zolit.training.objective import Kind, Objective
+from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
+from zolit.training.requeue import SignalSafeModule
+from zolit.training.split import SplitCollectives, SplitStrategy
+
+
+class ZerothOrderModule(SignalSafeModule):
+    """Fine-tunes a language model with forward passes alone, so that the correct answer follows a prompt.
+
+    Each training step is one step of the optimizer, which evaluates the objective several times on the same batch;
+    Lightning counts it as one step. ``training_step`` returns ``{"loss": ..., "zo": StepReport}``, and callbacks read
+    the report there. Lightning calls ``on_before_optimizer_step`` of other callbacks after each forward, while the
+    weights are perturbed. Callbacks must read the weights in other hooks.
+
+    Args:
+        name_or_path: Folder or hub id of a causal or masked language model.
+        optimizer: The method, such as MeZO or CurvZO, with its options under ``init_args``; `zolit methods` lists all
+            methods. null is MeZO.
+        tuning: Which weights are trained: zolit.models.Full (all, or those that match a pattern), zolit.models.LoRA or
+            zolit.models.PrefixTuning; null is all.
+        lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after each training step, or
+            lightning.pytorch.cli.ReduceLROnPlateau, stepped after each validation; null keeps the learning rate
+            constant.
+        objective: task is the cross-entropy over the answers' likelihoods or, for tasks with long answers, the
+            likelihood of the correct answer, both as in MeZO; lm is the latter for each task; metric is one minus the
+            answer's score (accuracy of a choice, F1 of a generated answer), which has no gradient.
+        micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
+            same step up to rounding; null evaluates the whole batch at once.
+        attn_implementation: Attention of transformers, such as sdpa or eager; null lets transformers choose.
+        trust_remote_code: Run code that comes with the model.
+
+    Attributes:
+        task: The task: that of the data module, once a trainer has both.
+
+    Raises:
+        UserError: If the model folder does not exist, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        optimizer: Callable[[nn.Module], ZerothOrder] | None = None,
+        tuning: Tuning | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        objective: Kind = "task",
+        micro_batch_size: int | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        check_model_path(name_or_path)
+        require(
+            micro_batch_size is None or micro_batch_size >= 1,
+            f"model.micro_batch_size: must be at least 1, not {micro_batch_size}",
+        )
+        self.automatic_optimization = False
+        self.name_or_path = name_or_path
+        self.model: nn.Module | None = None
+        self._tuning = tuning or Full()
+        # The parameter has no default method: jsonargparse would pass the default's options on to another method.
+        self._make_optimizer = optimizer or MeZO
+        self._make_scheduler = lr_scheduler
+        self._objective_kind = objective
+        self._micro_batch_size = micro_batch_size
+        self._attn_implementation = attn_implementation
+        self._trust_remote_code = trust_remote_code
+        self._split = False
+        self._set_task(Classification())
+
+    @property
+    def zo(self) -> ZerothOrder:
+        """The optimizer, without Lightning's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, ZerothOrder)
+        return optimizer
+
+    @override
+    def setup(self, stage: str) -> None:
+        require(self.trainer.precision != "16-mixed", REFUSE_16_MIXED)
+        strategy = self.trainer.strategy
+        require(
+            isinstance(strategy, SingleDeviceStrategy | DDPStrategy),
+            f"trainer.strategy: {type(strategy).__name__} is not supported; use replicated or, for a "
+            "model larger than one device, split",
+        )
+        self._split = isinstance(strategy, SplitStrategy)
+        require(
+            not (self._split and self._tuning.num_prefix_tokens),
+            "model.tuning: prefix tuning does not support trainer.strategy `split`; use LoRA",
+        )
+        if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ReplicatedStrategy) and stage == "fit":
+            warnings.warn(
+                "strategy: DDP allocates gradient buckets as large as the trainable weights, which a forward-only "
+                "step never uses; `strategy: replicated` allocates none",
+                stacklevel=1,
+            )
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PromptedData) and data.task is not self.task:
+            self._set_task(data.task)
+        # The model stays in evaluation mode, because dropout would make the two losses of a step incomparable.
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training")
+
+    def _set_task(self, task: Task) -> None:
+        tokenizer = load_tokenizer(self.name_or_path, self._trust_remote_code) if task.generates else None
+        self.task = task
+        self._objective = Objective(self._objective_kind, task, tokenizer)
+        self.scores = nn.ModuleDict({f"{s}_{name}": MeanScore() for s in ("val", "test") for name in task.metrics})
+        if "macro_f1" in task.metrics and isinstance(task, Classification):
+            for stage in ("val", "test"):
+                self.scores[f"{stage}_macro_f1"] = MulticlassF1Score(len(task.label_words), average="macro")
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is None:
+            loaded = load_language_model(
+                self.name_or_path,
+                dtype=torch.get_default_dtype(),
+                attn_implementation=self._attn_implementation,
+                trust_remote_code=self._trust_remote_code,
+            )
+            # A process without the first layer does not know how many tokens a cache holds.
+            self._language = LanguageModel(loaded, self._tuning, use_cache=not self._split)
+            self.model = self._language.model
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the coefficients that a ZO-Act checkpoint has to the model, before Lightning loads the weights."""
+        attach_from_state(self, checkpoint["state_dict"])
+
+    @override
+    def configure_optimizers(self) -> Any:
+        assert self.model is not None
+        optimizer = self._make_optimizer(self.model)
+        if self._split:
+            optimizer.collectives = SplitCollectives(optimizer)
+        elif self.trainer.world_size > 1:
+            optimizer.collectives = ProcessCollectives()
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        require(
+            isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, TorchReduceLROnPlateau),
+            "model.lr_scheduler: torch's ReduceLROnPlateau has no metric to monitor; use "
+            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/loss",
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @torch.no_grad()
+    def objective(self, batch: Batch) -> Tensor:
+        """Returns the loss of each example at the current weights, shape (batch,), float32."""
+        return self._losses(list(micro_batches(batch, self._micro_batch_size)))
+
+    def _losses(self, parts: list[Batch], copies: int = 1) -> Tensor:
+        """Returns the loss of each example of the batch in parts, repeated ``copies`` times, shape (copies·batch,)."""
+        losses = [self._objective.losses(self._language, part.repeated(copies)).view(copies, -1) for part in parts]
+        return torch.cat(losses, dim=1).view(-1)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
+        zo = self.zo
+        rows = self._objective.example_of_row(batch) if zo.per_example else None
+        require(
+            not zo.per_example or rows is not None,
+            "model.optimizer: per-example directions need one forward with equally many rows for each example, but "
+            "this task generates answers or has different numbers of answers; set model.objective lm",
+        )
+        if rows is None:
+            loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
+        else:
+            loss = optimizer.step(lambda: self._losses(parts)[rows], examples=batch.indices[rows].tolist())
+        scheduler = self.lr_schedulers()
+        if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
+            scheduler.step()
+        report = zo.last_step
+        assert report is not None
+        self.log("train/loss", report.loss, prog_bar=True)
+        self.log("zo/forward_passes", float(report.total_forward_passes))
+        self.log("zo/learning_rate", report.learning_rate)
+        self.log("zo/skipped_steps", float(report.skipped_steps))
+        for index, coefficient in enumerate(() if zo.per_example else report.coefficients):
+            self.log(f"zo/projected_gradient/{index}", coefficient)
+        return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        found = self._objective.evaluate(self._language, batch)
+        size = len(found.losses)
+        for name in self.task.metrics:
+            metric = self.scores[f"{stage}_{name}"]
+            if isinstance(metric, MulticlassF1Score):
+                assert found.chosen is not None
+                assert found.correct is not None
+                metric.update(found.chosen, found.correct)
+            else:
+                metric = cast("MeanScore", metric)
+                metric.update(found.scores[name])
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
+        self.log(f"{stage}/loss", found.losses.mean(), prog_bar=True, batch_size=size, sync_dist=True)
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and self.validates_a_fit:
+            scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Returns the model's answers.
+
+        Returns:
+            Where the model generates answers: ``generated``, one text for each example. Else ``chosen``, the number of
+            the likeliest answer, shape (batch,), and ``probabilities`` of all answers, shape (batch, answers), 0 where
+            there is no answer.
+        """
+        if self._objective.generates and isinstance(batch, AnswerBatch):
+            return {"generated": self._objective.generate(self._language, batch)}
+        scores = self._objective.choice_scores(self._language, batch)
+        return {"chosen": scores.argmax(1), "probabilities": scores.softmax(1)}
+
+
+REFUSE_16_MIXED = (
+    "trainer.precision: 16-mixed scales gradients, which a forward-only step does not have; use bf16-mixed, "
+    "bf16-true or 32-true"
+)

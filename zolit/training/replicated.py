@@ -1,0 +1,55 @@
+"""Data parallelism: each process has the whole model, and processes exchange losses alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch import Tensor
+from typing_extensions import override
+
+from zolit.optim.collectives import Collectives
+
+
+class ProcessCollectives(Collectives):
+    """Collectives over torch.distributed's default process group."""
+
+    def __init__(self) -> None:
+        self.size = dist.get_world_size()
+
+    @override
+    def all_mean(self, own: Tensor) -> Tensor:
+        dist.all_reduce(own)
+        return own.div_(self.size)
+
+    @override
+    def all_gather(self, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts, dim=-1)
+
+    @override
+    def broadcast(self, own: Tensor) -> Tensor:
+        dist.broadcast(own, 0)
+        return own
+
+
+class ReplicatedStrategy(DDPStrategy):
+    """Uses DDP's launchers and process group without DDP's wrapper.
+
+    Replicas stay bitwise equal, because each rank draws the same directions and gets the same mean losses. A step
+    exchanges its losses alone: two numbers for two-point SPSA. DDP's wrapper would allocate gradient buckets as large
+    as the trainable weights, which a forward-only step never uses.
+    """
+
+    @override
+    def configure_ddp(self) -> None:
+        assert self.model is not None
+        _sync_module_states(self.model)
+
+
+if "replicated" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "replicated", ReplicatedStrategy, description="a whole model per process; losses are exchanged"
+    )
