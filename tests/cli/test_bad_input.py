@@ -52,6 +52,11 @@ def test_missing_file(bad: Bad) -> None:
     assert "no/such.jsonl" in bad("--data.train_file=no/such.jsonl")
 
 
+def test_a_run_without_a_length(bad: Bad) -> None:
+    """Lightning would train for 1,000 epochs."""
+    assert "trainer.max_steps: the run has no length" in bad("--trainer.max_steps=-1")
+
+
 def test_unknown_column(bad: Bad) -> None:
     said = bad("--data.task.template={text} It was")
     assert "'text'" in said or "{text}" in said

@@ -51,6 +51,11 @@ class ZolitCLI(LightningCLI):
             "trainer.gradient_clip_val, trainer.accumulate_grad_batches: a forward-only step has no gradients to clip "
             "or accumulate; for large batches set data.batch_size and model.micro_batch_size",
         )
+        has_length = trainer.max_steps != -1 or trainer.max_epochs is not None or trainer.max_time is not None
+        require(
+            self.subcommand != "fit" or has_length,
+            "trainer.max_steps: the run has no length; add --config configs/run/short.yaml, or set the number of steps",
+        )
         path = config.get("ckpt_path")
         require(
             path in (None, "best", "last", "hpc", "registry") or "://" in path or Path(path).exists(),

@@ -41,9 +41,13 @@ class Backprop(Update):
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
         """Stores the trainable weights; see ``Stage.bind``."""
         self._weights = list(weights)
+        if self._rest is not None:
+            self._rest.bind(model, weights, blocks)
 
     def prepare(self, base: BasePoint) -> None:
         """Computes the gradients of the first-order weights at θ; see ``Stage.prepare``."""
+        if self._rest is not None:
+            self._rest.prepare(base)
         chosen = self._weights if self._chosen is None else self._chosen(base)
         if chosen:
             self._gradients = base.gradients([weight for weight in self._weights if weight in chosen])
@@ -51,6 +55,8 @@ class Backprop(Update):
     def rollback(self) -> None:
         """Drops the gradients; see ``Update.rollback``."""
         self._gradients = {}
+        if self._rest is not None:
+            self._rest.rollback()
 
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
         """Moves first-order weights by their gradients, and others by the estimate; see ``Update.apply``."""

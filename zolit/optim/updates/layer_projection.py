@@ -106,6 +106,7 @@ class LayerProjection(Update):
         for weight, theta in self._before.items():
             weight.flat.copy_(theta)
         self._before = {}
+        self._inner.rollback()
 
     def _draws(self, step: Step, inner: int) -> Tensor:
         """Draws z for each projected weight by the key of its name; returns shape (weights,), float64."""
