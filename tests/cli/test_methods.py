@@ -7,15 +7,15 @@ import sys
 import pytest
 
 import zolit.cli
-from tests.conftest import ROOT
+from tests.helpers.renew import INDEX, index
 from zolit.cli.methods import markdown
 from zolit.methods import __all__ as names
 from zolit.methods import abouts
 
 
 def test_page_holds_the_table() -> None:
-    page = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
-    assert markdown(abouts()) in page, "paste the output of zolit.cli.methods.markdown into docs/methods/index.md"
+    assert index() == INDEX.read_text(encoding="utf-8"), "`python -m tests.helpers.renew` writes the table"
+    assert markdown(abouts()) in index()
 
 
 def test_command_prints_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

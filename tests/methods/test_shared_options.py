@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -11,50 +12,36 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 import zolit
-from tests.helpers.options import STORED, defaults, listing
+from tests.helpers.options import defaults
+from tests.helpers.renew import OPTIONS, listing
 from tests.helpers.tiny import layered
 from zolit import ZerothOrder, methods
 from zolit.methods.base import Method
 
-FIXED = {
-    "AGZO": ["perturbation"],
-    "CurvZO": ["selection"],
-    "DominantLayer": ["selection"],
-    "FirstOrder": ["blocks", "selection", "perturbation", "probing", "momentum"],
-    "FZOO": ["perturbation"],
-    "HiZFO": ["selection"],
-    "LOZO": ["perturbation"],
-    "PerExample": ["perturbation", "probing"],
-    "SensZOQ": ["selection"],
-    "SparseMeZO": ["selection"],
-    "SubZero": ["perturbation"],
-    "ZOAct": ["perturbation", "momentum", "weight_decay", "update_rounding"],
-}
-"""Shared options that a method does not offer, because it fixes the stage."""
+STORED = json.loads(OPTIONS.read_text(encoding="utf-8"))
 
 
 class Plain(Method):
     """A method without options."""
 
 
+SHARED = defaults(Plain).keys() - {"estimator"}
+"""The options that every method offers, unless it fixes the stage."""
+
+
 def test_options_are_the_stored_ones() -> None:
     """A changed default or a lost option is seen here; renew the list if the change is meant."""
-    stored = STORED.read_text(encoding="utf-8")
-    assert listing() == stored, f"the options changed; `python -m tests.helpers.options` writes {STORED.name} anew"
-
-
-@pytest.mark.parametrize("name", methods.__all__)
-def test_methods_offer_the_shared_options_that_they_do_not_fix(name: str) -> None:
-    shared = defaults(Plain).keys() - {"estimator"}
-    assert len(shared) == 11
-    assert shared - defaults(getattr(zolit, name)).keys() == set(FIXED.get(name, []))
+    assert len(SHARED) == 11
+    assert json.loads(listing()) == STORED, (
+        f"the options changed; `python -m tests.helpers.renew` writes {OPTIONS.name}"
+    )
 
 
 @pytest.mark.parametrize("name", methods.__all__)
 def test_methods_refuse_what_they_fix(name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--optimizer", type=Callable[[nn.Module], ZerothOrder])
-    for stage in ("estimator", "update", "prober", *FIXED.get(name, [])):
+    for stage in ("estimator", "update", "prober", *(SHARED - STORED[name].keys())):
         with pytest.raises(Exception, match=stage):
             parser.parse_args([f"--optimizer=zolit.{name}", f"--optimizer.{stage}=null"])
         with pytest.raises(TypeError, match=stage):
