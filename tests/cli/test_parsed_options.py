@@ -13,7 +13,7 @@ from tests.helpers import options
 from zolit.cli.lightning_cli import ZolitCLI
 from zolit.methods import __all__ as names
 
-PLAIN = ("--model.name_or_path=zolit/quickstart/model",)
+PLAIN = ("--model.name_or_path=zolit/quickstart/model", "--trainer.max_steps=1")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_command_line_names_another_method(zolit: Fit, before: str, name: st
 
 def test_without_a_method_it_is_mezo(zolit: Fit, tmp_path: Path) -> None:
     """With MeZO's own defaults and the run's seed; the run's configuration says so."""
-    short = ("--data.train_file=zolit/quickstart/reviews.train.jsonl", "--seed_everything=5", "--trainer.max_steps=1")
+    short = ("--data.train_file=zolit/quickstart/reviews.train.jsonl", "--seed_everything=5")
     cli = zolit("fit", *PLAIN, *short, "--trainer.log_every_n_steps=1", config="configs/model/opt-125m.yaml")
     assert type(cli.model.zo).__name__ == "MeZO"
     assert cli.model.zo.seed == 5
