@@ -67,11 +67,14 @@ class BlockSampling(Selection):
 
     def probabilities(self) -> Tensor:
         """Returns π of the next step, shape (n,), float64, with the budget as its sum. Called once a step."""
-        self._share = self._budget.share(self._support / len(self.blocks), self._entropy)
-        return fill_and_explore(self.weights(), self._share, self._exploration)
+        return fill_and_explore(self.weights(), self._budget_share(), self._exploration)
+
+    def _budget_share(self) -> float:
+        return self._budget.share(self._support / len(self.blocks), self._entropy)
 
     def select(self, step: Step) -> BlockSample:
         """Samples blocks independently, and at least one; see ``Selection.select``."""
+        self._share = self._budget_share()  # for the report, which follows an update of the scores
         probabilities = self.probabilities()
         purpose = step.key(_PURPOSE)
         draws = [uniform(fold_in(block.key, onto=purpose)) for block in self.blocks]
