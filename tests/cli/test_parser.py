@@ -32,10 +32,11 @@ def test_a_stage_is_kept(zolit: Fit, tmp_path: Path, stage: str) -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--model.optimizer=my_method.MyMethod", "model.optimizer: there is no method 'my_method.MyMethod'; known"),
+        ("--model.optimizer=my_method.MyMethod", "model.optimizer: my_method.MyMethod is not a class of zolit"),
+        ("--model.optimizer=Mezo", "model.optimizer: there is no method 'Mezo'; known methods are AGZO"),
         (
             "--data.task=my_task.MyTask",
-            "data.task: there is no class my_task.MyTask (No module named 'my_task'); --code FILE.py adds your own",
+            "data.task: my_task.MyTask is not a class of zolit, Lightning or torch, which are all that a configuration",
         ),
         (
             "--model.tuning=zolit.models.Lora",

@@ -59,8 +59,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, extra: tuple[st
     whole = start(tmp_path / "whole", *extra)
     assert whole.wait() == 0, said(tmp_path / "whole").read_text()
 
-    slow = "--trainer.callbacks+=tests.helpers.slow_down.SlowDown"
-    killed = start(tmp_path / "killed", *extra, slow)
+    slow = (f"--code={ROOT}/tests/helpers/slow_down.py", "--trainer.callbacks+=slow_down.SlowDown")
+    killed = start(tmp_path / "killed", *extra, *slow)
     while not last(tmp_path / "killed").exists() or steps(last(tmp_path / "killed")) < 24:
         assert killed.poll() is None, said(tmp_path / "killed").read_text()
         time.sleep(0.05)

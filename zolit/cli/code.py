@@ -48,6 +48,10 @@ def split_code(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
+OWN_MODULES: set[str] = set()
+"""Names of the modules that ``--code`` imported in this process."""
+
+
 def import_code(files: Sequence[str]) -> None:
     """Imports each file as a module of the file's name. A file that is imported already stays as it is.
 
@@ -56,6 +60,7 @@ def import_code(files: Sequence[str]) -> None:
     """
     for file in files:
         _import_file(file)
+        OWN_MODULES.add(Path(file).stem)
 
 
 def _import_file(file: str) -> None:

@@ -13,13 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from zolit.cli.moved_names import find_moved, moved_sentence
+from zolit.cli.trust import check_checkpoint, check_files, restrict_imports
 from zolit.errors import UserError, require
 from zolit.models.loading import load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
 
 
-def export(ckpt_path: str, output: str, config: str | None = None) -> None:
+def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_code: bool = False) -> None:
     """Writes a checkpoint's weights and tokenizer as a folder for ``from_pretrained``.
 
     LoRA adapters and ZO-Act's coefficients are merged into the weights. A prefix cannot be merged; its folder holds
@@ -29,16 +30,20 @@ def export(ckpt_path: str, output: str, config: str | None = None) -> None:
         ckpt_path: A checkpoint, such as runs/version_0/checkpoints/best.ckpt.
         output: The folder to write; it must not exist or be empty.
         config: The run's config.yaml; null is the file in the run's folder.
+        trust_remote_code: Run code that comes with the model. The run's config.yaml cannot allow it.
 
     Raises:
-        UserError: If the checkpoint or the config does not exist, or the folder is not empty.
+        UserError: If the checkpoint or the config does not exist, the checkpoint is damaged or holds code, or the
+            folder is not empty.
     """
     require(Path(ckpt_path).is_file(), f"ckpt_path: there is no file {ckpt_path}")
     file = Path(config) if config else Path(ckpt_path).parent.parent / "config.yaml"
     require(file.is_file(), f"config: there is no file {file}; name the config.yaml of the run")
     folder = Path(output)
     require(not folder.exists() or not any(folder.iterdir()), f"output: {output} is not empty; name a new folder")
-    options = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]
+    check_files([str(file)])
+    check_checkpoint(ckpt_path)
+    options = {**yaml.safe_load(file.read_text(encoding="utf-8"))["model"], "trust_remote_code": trust_remote_code}
     if moved := find_moved(str((options.get("tuning") or {}).get("class_path"))):
         raise UserError(moved_sentence(*moved, str(file)))
     model = _with_weights(ckpt_path, options)
@@ -47,7 +52,7 @@ def export(ckpt_path: str, output: str, config: str | None = None) -> None:
     if adapted_modules(model):
         merge_coefficients(model)
     cast("PreTrainedModel", model).save_pretrained(folder)
-    load_tokenizer(options["name_or_path"], bool(options.get("trust_remote_code"))).save_pretrained(folder)
+    load_tokenizer(options["name_or_path"], options["trust_remote_code"]).save_pretrained(folder)
 
 
 def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
@@ -58,7 +63,7 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
         options["name_or_path"],
         dtype=next(iter(weights.values())).dtype,
         attn_implementation=options.get("attn_implementation"),
-        trust_remote_code=bool(options.get("trust_remote_code")),
+        trust_remote_code=options["trust_remote_code"],
     )
     model = _tuning(options).apply(loaded)
     attach_from_state(model, weights)
@@ -67,6 +72,7 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _tuning(options: dict[str, Any]) -> Tuning:
+    restrict_imports()
     parser = ArgumentParser()
     parser.add_argument("--tuning", type=Tuning, default=None)
     given = options.get("tuning")

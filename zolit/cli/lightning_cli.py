@@ -15,9 +15,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from zolit.cli.code import HELP, OPTION, import_code, split_code
+from zolit.cli.code import HELP, OPTION, OWN_MODULES, import_code, split_code
 from zolit.cli.parser import ZolitParser, with_default_method
 from zolit.cli.predictions import predictions
+from zolit.cli.trust import check_checkpoint, check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
 from zolit.errors import UserError, require
 from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
@@ -41,9 +42,20 @@ class ZolitCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     @override
+    def _parse_ckpt_path(self) -> None:
+        # The base class lays the checkpoint's ``hyper_parameters`` over the command line: a stranger's options.
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None:
+            require_local(path)
+            if Path(path).is_file():
+                check_checkpoint(str(path))
+
+    @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         trainer = config.trainer
+        check_configuration(config, ZolitParser.command_line, OWN_MODULES)
+        config.weights_only = True
         # On a CPU, Lightning would change it to bf16-mixed with a warning.
         require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
         require(
@@ -58,7 +70,7 @@ class ZolitCLI(LightningCLI):
         )
         path = config.get("ckpt_path")
         require(
-            path in (None, "best", "last", "hpc", "registry") or "://" in path or Path(path).exists(),
+            path in (None, "best", "last", "hpc") or Path(path).is_file(),
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)
@@ -129,7 +141,9 @@ def run(args: list[str] | None = None) -> ZolitCLI:
             with the same ``sys.argv``.
     """
     files, options = split_code(sys.argv[1:] if args is None else args)
+    check_files(options)
     import_code(files)
+    restrict_imports(OWN_MODULES)
     ZolitParser.command_line = options
     return ZolitCLI(
         ZerothOrderModule,

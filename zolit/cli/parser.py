@@ -56,6 +56,8 @@ def explain(message: str, args: Sequence[str] = ()) -> str:
     key = named[1] if (named := re.match(r'Parser key "([^"]+)":', text)) else ""
     if moved := find_moved(text):
         return moved_sentence(*moved, _file_with(moved[0], args))
+    if sentence := _about_import(text):
+        return f"{key or 'configuration'}: {sentence}"
     if refused := re.search(r"Option '([^']+)' is not accepted.*class_path='[^']*?([^.']+)'", text):
         return f"{key}: {refused[2]} has no option {refused[1]!r}; `zolit fit --{key}.help {refused[2]}` lists them"
     if key == "model.optimizer" and (path := re.search(r"Expected a path but (\S+) either", text)):
@@ -63,8 +65,6 @@ def explain(message: str, args: Sequence[str] = ()) -> str:
             f"{key}: there is no method {path[1]!r}; known methods are {', '.join(zolit.methods.__all__)}, and --code"
             " FILE.py adds your own"
         )
-    if problem := _IMPORT_FAILURE.search(text):
-        return f"{key}: there is no class {problem[1]} ({problem[2]}); --code FILE.py adds your own classes"
     if key and (value := re.search(r"Given value: (.*)$", text)):
         wanted = re.search(r"Subtypes: (\[.*?\]) Errors", text)
         kinds = re.findall(r"<class '([^']+)'>|Literal\[(.*?)\]", wanted[1]) if wanted else []
@@ -72,6 +72,18 @@ def explain(message: str, args: Sequence[str] = ()) -> str:
         return f"{key}: {value[1]!r} is not valid, it must be {types}"
     text = re.sub(r'^Parser key "([^"]+)":', r"\1:", text)
     return f"{text}; `zolit fit --help` and `zolit fit --model.optimizer.help CurvZO` list the options"
+
+
+def _about_import(text: str) -> str | None:
+    """Returns a sentence about a class path that cannot be imported; None if the message is about something else."""
+    if denied := re.search(r"Importing '([^']+)' is not allowed", text):
+        return (
+            f"{denied[1]} is not a class of zolit, Lightning or torch, which are all that a configuration can name; "
+            "--code FILE.py adds your own"
+        )
+    if problem := _IMPORT_FAILURE.search(text):
+        return f"there is no class {problem[1]} ({problem[2]}); --code FILE.py adds your own classes"
+    return None
 
 
 def _file_with(class_path: str, args: Sequence[str]) -> str:

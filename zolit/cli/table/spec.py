@@ -11,7 +11,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from zolit.cli.trust import check_files
 from zolit.errors import UserError, require
+
+_COMMAND_LINE_ALONE = ("ckpt_path", "code", "data.trust_remote_code", "model.trust_remote_code", "weights_only")
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Run:
 
 def _plain(name: str) -> str:
     """Replaces characters that do not belong in folder names."""
-    return re.sub(r"[^\w.=,+-]+", "_", name)
+    return re.sub(r"[^\w.=,+-]+", "_", name).lstrip(".") or "_"
 
 
 def read_table(file: str) -> Table:
@@ -95,6 +98,7 @@ def read_table(file: str) -> Table:
         UserError: If the table is invalid, or names a file that does not exist.
     """
     require(Path(file).is_file(), f"table: there is no file {file}")
+    check_files([file])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Table, as_group=False)
     try:
@@ -102,6 +106,12 @@ def read_table(file: str) -> Table:
     except ArgumentError as error:
         raise UserError(f"{file} is not a valid table: {' '.join(str(error).split())}") from error
     table = Table(**{name: _value(parsed[name]) for name in ("title", "tasks", "rows", "configs", "options", "seeds")})
+    for options in (table.options, *(named for row in table.rows.values() for named in (row.options, row.grid))):
+        for option in options:
+            require(
+                option not in _COMMAND_LINE_ALONE,
+                f"{file}: a table cannot set {option}; only the command line can",
+            )
     needed = [*table.configs, *table.tasks.values(), *(config for row in table.rows.values() for config in row.configs)]
     for config in needed:
         require(
