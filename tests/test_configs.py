@@ -30,7 +30,7 @@ RUN = "--config=configs/run/mezo.yaml"
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1")
 
 
-def test_the_promised_files_are_there() -> None:
+def test_the_promised_files_exist() -> None:
     assert {"opt-125m", "opt-2.7b", "llama-2-7b", "smollm2-135m"} <= set(MODELS)
     assert {method.replace("-", "") for method in METHODS} == {name.lower() for name in zolit_methods}
     assert set(TASKS) == set(MAKERS)
@@ -89,7 +89,7 @@ def test_no_other_configuration_sets_the_length_of_a_run() -> None:
 @pytest.mark.parametrize("saved", [False, True], ids=["files", "a saved data set"])
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks_train_validate_test_and_predict(zolit: Fit, tmp_path: Path, task: str, saved: bool) -> None:
-    """Each on records in the columns of its data set, from files and from a folder by ``save_to_disk``."""
+    """Each task gets records in the columns of its data set, from files and from a folder by ``save_to_disk``."""
     config, sizes = f"--config=configs/task/{task}.yaml", {"train": 16, "validation": 4, "test": 6}
     splits = {"train": records(task, 20), "validation": records(task, 26)[20:]}
     if saved:
@@ -134,7 +134,7 @@ def test_methods_train_on_long_answers(zolit: Fit, tmp_path: Path, task: str, me
 
 
 def test_the_best_checkpoint_is_best_at_the_tasks_first_metric(zolit: Fit, tmp_path: Path) -> None:
-    """Also of a task that no configuration names."""
+    """This also holds for a task that no configuration names."""
     rows = [{"question": f"{i} and {i}?", "answer": str(2 * i)} for i in range(16)]
     files = [f"--data.{part}_file={write(tmp_path / f'{part}.jsonl', rows)}" for part in ("train", "validation")]
     options = ["--data.task=zolit.tasks.Generation", *files, "--data.batch_size=4", "--trainer.log_every_n_steps=2"]
@@ -144,7 +144,7 @@ def test_the_best_checkpoint_is_best_at_the_tasks_first_metric(zolit: Fit, tmp_p
     assert figures["best_f1"] == figures["f1_after"] == float(cli.trainer.callback_metrics["val/f1"])
 
 
-def test_directions_for_each_example_go_with_words_of_several_tokens(zolit: Fit, tmp_path: Path) -> None:
+def test_per_example_directions_with_words_of_several_tokens(zolit: Fit, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", records("cb", 16))
     options = [
         "--config=configs/task/cb.yaml",
@@ -170,7 +170,7 @@ def test_tunings_compose(zolit: Fit, tuning: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_method_configs_hold_the_defaults_of_their_class(method: str) -> None:
-    """So that a reader of the YAML and a reader of the docstring see the same numbers."""
+    """A reader of the YAML and a reader of the docstring see the same numbers."""
     optimizer = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text())["model"]["optimizer"]
     defaults: dict[str, Any] = {}
     for base in reversed(getattr(zolit, optimizer["class_path"].removeprefix("zolit.")).__mro__):

@@ -1,4 +1,4 @@
-"""The documents point at what is there, and what they tell a user to type is right."""
+"""The links of the docs point to existing files, and their commands are valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_links_and_named_files_exist(page: Path) -> None:
 
 
 def test_commands_parse(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `zolit fit` of the pages, up to the point where it would run."""
+    """Parses every `zolit fit` of the pages, and stops before it would run."""
     monkeypatch.setattr(ZolitCLI, "instantiate_classes", lambda self: None)
     monkeypatch.setattr(ZolitCLI, "after_instantiate_classes", lambda self: None)
     monkeypatch.setattr(ZolitCLI, "_run_subcommand", lambda self, subcommand: None)

@@ -1,4 +1,4 @@
-"""docs/extending.md: its files work, by its commands."""
+"""The files and the commands of docs/extending.md work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m zolit``."""
+"""Runs the command line as ``python -m zolit``."""
 
 from zolit.cli.main import main
 

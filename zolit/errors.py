@@ -1,4 +1,4 @@
-"""Errors that speak to the user."""
+"""Errors whose messages are for the user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 class UserError(ValueError):
-    """Something in the user's input cannot work: an option, a file, a record.
+    """Raised when a part of the user's input cannot work: an option, a file or a record.
 
     The message is one clear sentence that names what is wrong and what to do. The command line prints it without a
     traceback.
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """Too many steps in a row had a loss that is NaN or infinite."""
+    """Raised when too many steps in a row had a loss that is NaN or infinite."""
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -24,5 +24,5 @@ def require(holds: bool, sentence: str) -> None:
 
 
 def require_one_of(option: str, value: object, known: Collection[object]) -> None:
-    """Raises a UserError that names the option and what is known unless the value is among it."""
+    """Raises a UserError unless the value is a known one. The message names the option and the known values."""
     require(value in known, f"{option}: {value!r} is none of {', '.join(map(str, known))}")

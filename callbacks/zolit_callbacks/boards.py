@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def is_due(trainer: pl.Trainer, every_n_steps: int) -> bool:
-    """Tells, after a step, whether this is one of each ``every_n_steps`` steps, as Lightning counts them."""
+    """Returns whether the number of finished steps is a multiple of ``every_n_steps``. Called after a step."""
     return trainer.global_step % every_n_steps == 0
 
 

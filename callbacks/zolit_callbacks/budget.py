@@ -23,10 +23,10 @@ class BudgetLogger(pl.Callback):
       parameters, if selection is per parameter), and its share of all. They show whether an adaptive budget still
       explores or has narrowed down.
     - ``budget/blocks``, ``budget/block_share``, ``budget/parameters``, ``budget/parameter_share``: the blocks and
-      parameters that the step perturbed. Block sizes differ by a factor of a thousand, so these show the budget's part
-      of the model.
+      parameters that the step perturbed. Block sizes differ by a factor of a thousand, so the two shares can differ
+      much.
     - ``budget/probability_min``, ``_median``, ``_max``: the range of the blocks' inclusion probabilities π. The
-      smallest π bounds the correction 1/π, and so how far one step can move a rarely chosen block.
+      smallest π bounds the correction 1/π, and so how far one step can move a rarely sampled block.
     - ``budget/clipped_share``: share of units with π = 1, which each step perturbs.
 
     The callback has no state, so a resumed run continues the series.

@@ -52,6 +52,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Sets the metric to monitor; see ``ModelCheckpoint.setup``."""
         # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
         super().setup(trainer, pl_module, stage)
@@ -60,22 +61,26 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        """Writes the last checkpoint if it is due; see ``Callback.on_train_batch_end``."""
         if self._last_every_n_steps and trainer.global_step % self._last_every_n_steps == 0:
             self._write_last(trainer)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes both checkpoints after a validation of a fit; see ``Callback.on_validation_end``."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._write_last(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the last checkpoint unless the final weights are saved already; see ``Callback.on_train_end``."""
         if self._saved_at != trainer.global_step:
             self._write_last(trainer)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score, but not the folder; see ``Callback.load_state_dict``."""
         # A resumed run has its own folder, but keeps the best score so far.
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 

@@ -30,8 +30,8 @@ class CurvatureTracker(pl.Callback):
     - Scalars ``curvature/score/<block>`` and ``curvature/probability/<block>`` of the ``top`` blocks by score. A block
       that has once been among the top keeps its series. At most ``4 * top`` blocks get a series.
     - Histograms ``curvature/log10_scores`` and ``curvature/probabilities``, with one count a block. Scores span orders
-      of magnitude; scores that are not positive are left out. The histograms show whether there is a broad
-      distribution, a spike, or a few outliers.
+      of magnitude; scores that are not positive are left out. The histograms show whether the scores are spread
+      widely, are almost equal, or have a few outliers.
 
     Every ``figure_every_n_steps`` steps and at the end of the fit:
 

@@ -1,4 +1,4 @@
-"""Measures the memory of a run: the peak of each stage, its parts, and its ratio to plain inference."""
+"""Measures the memory of a run: the peak of each phase, its parts, and its ratio to plain inference."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _weight_bytes(module: nn.Module) -> int:
 class MemoryProfiler(pl.Callback):
     """Measures a run's memory, its parts, and the ratio of a step's peak to that of inference.
 
-    Three stages have a peak:
+    Three phases of a run have a peak:
 
     - ``inference``: one evaluation of the loss on the first training batch, at the start of the fit. An unmeasured
       evaluation comes first, so that lazily loaded weights and libraries are in memory.
@@ -127,7 +127,7 @@ class MemoryProfiler(pl.Callback):
 
     On CUDA, peaks are the memory of tensors (and, separately, the memory that the allocator reserved) on this rank's
     device. Elsewhere they are the resident memory of this process, without data-loader workers. Linux provides the
-    kernel's high-water mark. On other systems memory is sampled at the end of each stage, which misses memory that was
+    kernel's high-water mark. On other systems memory is sampled at the end of each phase, which misses memory that was
     freed before.
 
     Scalars, in MiB, at the first step and every ``every_n_steps`` steps:
@@ -155,7 +155,7 @@ class MemoryProfiler(pl.Callback):
         every_n_steps: Logging interval, in steps.
 
     Attributes:
-        peak_bytes: Highest peak of each stage so far, keys ``inference``, ``fit``, ``validation``; kept in checkpoints.
+        peak_bytes: Highest peak of each phase so far, keys ``inference``, ``fit``, ``validation``; kept in checkpoints.
         reserved_bytes: The same for the memory that CUDA's allocator reserved; empty elsewhere.
         split_bytes: Parts of the last logged peak of ``fit``, keys ``weights``, ``scratch``, ``process``,
             ``activations``.
@@ -175,7 +175,7 @@ class MemoryProfiler(pl.Callback):
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The highest peak of all stages; 0 before the first."""
+        """The highest peak of all phases; 0 before the first."""
         return max(self.peak_bytes.values(), default=0)
 
     @override
@@ -269,12 +269,12 @@ class MemoryProfiler(pl.Callback):
         self._gauge.reset()
 
     def _raise_peaks(self, stage: str, peaks: dict[str, int]) -> None:
-        """Raises a stage's peaks to the measured ones."""
+        """Raises the peaks of a phase (``stage``) to the measured ones."""
         self.peak_bytes[stage] = max(peaks["peak"], self.peak_bytes.get(stage, 0))
         if "reserved" in peaks:
             self.reserved_bytes[stage] = max(peaks["reserved"], self.reserved_bytes.get(stage, 0))
 
 
 def _scalars(stage: str, peaks: dict[str, int]) -> dict[str, float]:
-    """Returns a stage's peaks by their logged names, in MiB."""
+    """Returns the peaks of a phase (``stage``) by their logged names, in MiB."""
     return {f"memory/{stage}_{kind}": size / _MIB for kind, size in peaks.items()}

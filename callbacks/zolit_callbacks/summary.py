@@ -24,7 +24,7 @@ _MEASUREMENTS = 20
 
 
 class RunSummary(pl.Callback):
-    """Reports a fit's accuracy before and after training, its costs, and the places of its files.
+    """Reports a fit's accuracy before and after training, its costs, and the paths of its files.
 
     "Before" is the validation before the first step (``num_sanity_val_steps: -1``; checkpoints keep it). "After" is the
     validation of the final weights. On about twenty steps spread over the run, the time of a step is compared with two
@@ -48,6 +48,7 @@ class RunSummary(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the time of the fit, and the peak of memory unless a MemoryProfiler measures it."""
         self._fit_started = time.perf_counter()
         if not any(isinstance(callback, MemoryProfiler) for callback in _callbacks(trainer)):
             self._gauge = gauge_for(trainer.strategy.root_device)
@@ -55,6 +56,7 @@ class RunSummary(pl.Callback):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the scores of the validation: before the first step, or after the latest one."""
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.sanity_checking:
             self._before = self._before or found
@@ -66,13 +68,14 @@ class RunSummary(pl.Callback):
         return trainer.fit_loop.epoch_loop.global_step
 
     def is_behind(self, trainer: pl.Trainer) -> bool:
-        """Tells whether there is validation data, and a step was made since the last validation."""
+        """Returns whether there is validation data, and a step was made since the last validation."""
         return bool(trainer.val_dataloaders) and self._validated_at != self._steps_of(trainer)
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Times two plain forwards, if this step is one of those to compare with them."""
         self._started = 0.0
         every = max(trainer.max_steps // _MEASUREMENTS, 1)
         if (
@@ -92,6 +95,7 @@ class RunSummary(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        """Keeps the report of the step, and its time if it is compared with two forwards."""
         if self._started:
             seconds = self._now(pl_module.device) - self._started
             self._step_seconds.append(seconds)
@@ -106,6 +110,7 @@ class RunSummary(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the time of the fit."""
         self._seconds = time.perf_counter() - self._fit_started
 
     def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
@@ -155,10 +160,12 @@ class RunSummary(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        """Returns the scores before the first step."""
         return {"before": self._before}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a state that ``state_dict`` returned."""
         self._before = dict(state_dict["before"])
 
 

@@ -1,4 +1,4 @@
-"""Monitors whether the curvature scores still distinguish blocks, and have not collapsed onto a few."""
+"""Monitors whether the curvature scores still distinguish blocks, and whether a few blocks have almost all scores."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class SupportMonitor(pl.Callback):
     - ``support/effective_share``: the same as a share of the units,
     - ``support/entropy``: the normalized entropy of √s / Σ√s, from 0 (one unit has everything) to 1 (all are equal).
 
-    Two states make sampling by curvature useless. The distribution has *collapsed* if the share or the entropy is below
-    ``collapsed_below``: nearly all units are hardly ever moved, and if they are, 1/π makes the move very large. It is
-    *flat* if the share is above ``flat_above``: the scores do not distinguish units, and sampling is uniform at best.
+    Two states make sampling by curvature useless. The scores have *collapsed* if the share or the entropy is below
+    ``collapsed_below``. Nearly all units then hardly ever move, and 1/π makes each of their moves very large. The
+    scores are *flat* if the share is above ``flat_above``. They then do not distinguish units, and the sampling is
+    nearly uniform.
     The callback warns when the run enters such a state. It warns again only after the run has clearly left the state
     (by twice the margin). It does not warn in the first ``patience`` steps, because each run starts flat. The state is
     kept in checkpoints.
@@ -46,9 +47,9 @@ class SupportMonitor(pl.Callback):
 
     Args:
         every_n_steps: Logging and checking interval, in steps.
-        collapsed_below: The distribution counts as collapsed if the effective support, as a share of the units, or the
+        collapsed_below: The scores count as collapsed if the effective support, as a share of the units, or the
             normalized entropy is below this value.
-        flat_above: The distribution counts as flat if the effective support, as a share of the units, is above this
+        flat_above: The scores count as flat if the effective support, as a share of the units, is above this
             value.
         patience: Number of first steps of the run without warnings.
     """

@@ -42,7 +42,7 @@ def test_a_block_keeps_its_series(runs: Runs) -> None:
     assert runs.scalars("curvature/score/layers.0.down.weight") == {1: 3.0, 2: 3.0}
 
 
-def test_changing_leaders_do_not_open_series_without_end(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_series_is_bounded(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curvature, "_SERIES_PER_TOP", 2)
     tracker = CurvatureTracker(1, top=1)
     runs.fit(tracker, runs.module(lambda step: torch.eye(4)[step % 4].tolist()), steps=8, logger=False)

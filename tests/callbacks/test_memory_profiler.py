@@ -135,7 +135,9 @@ def test_inference_is_evaluated_as_training_steps_are(runs: Runs) -> None:
     assert model.autocast == [True, True]
 
 
-def test_a_resumed_run_keeps_its_peaks_and_measures_inference_anew(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_peaks_and_measures_inference_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gauges = [ToyGauge(50, 60, 90, 55), ToyGauge(40, 50, 70, 45)]
     monkeypatch.setattr(memory, "gauge_for", lambda device: gauges.pop(0))
     profiler = runs.resume(MemoryProfiler, module(runs), stop=10, steps=20)

@@ -20,7 +20,7 @@ def monitor(**options: Any) -> SupportMonitor:
     return SupportMonitor(**({"every_n_steps": 1, "patience": 0} | options))
 
 
-def said_in(caught: Sequence[warnings.WarningMessage]) -> list[str]:
+def warnings_in(caught: Sequence[warnings.WarningMessage]) -> list[str]:
     return [text for warning in caught if "curvature distribution" in (text := str(warning.message))]
 
 
@@ -39,18 +39,18 @@ def test_without_scores_nothing_is_logged(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("scores", "said"), [(COLLAPSED, "has collapsed: at step 3 .* of 4"), (FLAT, "is flat: at step 3")]
 )
-def test_a_change_of_state_is_warned_of_once(runs: Runs, scores: Sequence[float], said: str) -> None:
+def test_a_change_of_state_warns_once(runs: Runs, scores: Sequence[float], said: str) -> None:
     module = runs.module(lambda step: scores if step >= 3 else UNEVEN)
     with pytest.warns(UserWarning, match=said) as caught:
         runs.fit(monitor(), module, steps=10, logger=False)
-    assert len(said_in(caught)) == 1
+    assert len(warnings_in(caught)) == 1
 
 
 def test_a_state_that_was_left_warns_again(runs: Runs) -> None:
     module = runs.module(lambda step: UNEVEN if step == 5 else FLAT)
     with pytest.warns(UserWarning, match="is flat") as caught:
         runs.fit(monitor(), module, steps=10, logger=False)
-    assert [message.partition(" the effective")[0][-6:] for message in said_in(caught)] == ["step 0", "step 6"]
+    assert [message.partition(" the effective")[0][-6:] for message in warnings_in(caught)] == ["step 0", "step 6"]
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_hovering_at_the_threshold_does_not_warn_again(
     module = runs.module(lambda step: near if step % 2 else scores)
     with pytest.warns(UserWarning, match="curvature distribution") as caught:
         runs.fit(monitor(**options), module, steps=10, logger=False)
-    assert len(said_in(caught)) == 1
+    assert len(warnings_in(caught)) == 1
 
 
 def test_patience(runs: Runs) -> None:
     with warnings.catch_warnings(record=True) as caught:
         runs.fit(monitor(patience=5), runs.module(lambda step: FLAT), steps=5, logger=False)
-    assert not said_in(caught)
+    assert not warnings_in(caught)
     with pytest.warns(UserWarning, match="at step 5"):
         runs.fit(monitor(patience=5), runs.module(lambda step: FLAT), steps=10, logger=False)
 
@@ -77,4 +77,4 @@ def test_patience(runs: Runs) -> None:
 def test_a_resumed_run_does_not_warn_again(runs: Runs) -> None:
     with pytest.warns(UserWarning, match="has collapsed") as caught:
         runs.resume(monitor, runs.module(lambda step: COLLAPSED), stop=10, steps=20, logger=False)
-    assert len(said_in(caught)) == 1
+    assert len(warnings_in(caught)) == 1

@@ -74,7 +74,7 @@ def test_label_without_a_word(bad: Bad, tmp_path: Path) -> None:
     assert "'2'" in said or " 2" in said
 
 
-def test_label_words_that_begin_alike(bad: Bad) -> None:
+def test_label_words_that_are_equal(bad: Bad) -> None:
     said = bad('--data.task.label_words={"0": " terrible", "1": " terrible"}')
     assert "label_words" in said or "label words" in said
 
@@ -139,11 +139,11 @@ def test_model_folder_without_weights(bad: Bad, tmp_path: Path) -> None:
     assert "weights" in said
 
 
-def test_model_folder_that_is_not_there(bad: Bad) -> None:
+def test_model_folder_that_does_not_exist(bad: Bad) -> None:
     assert "./no/model" in bad("--model.name_or_path=./no/model")
 
 
-def test_checkpoint_that_is_not_there(bad: Bad) -> None:
+def test_checkpoint_that_does_not_exist(bad: Bad) -> None:
     assert "nope.ckpt" in bad("--ckpt_path=nope.ckpt")
 
 

@@ -96,7 +96,7 @@ def stages(tmp_path: Path) -> str:
 
 
 def test_a_method_on_the_command_line(zolit: Fit, method: str, tmp_path: Path) -> None:
-    """With its own options; the run's config.yaml names the class and not the file."""
+    """The method has its own options. The run's config.yaml names the class and not the file."""
     cli = zolit("fit", "--code", method, "--model.optimizer=my_method.MyMethod", "--model.optimizer.lr=2e-3", *SHORT)
     assert (type(cli.model.zo).__module__, type(cli.model.zo).__name__) == ("my_method", "MyMethod")
     assert cli.model.zo.param_groups[0]["lr"] == 2e-3
@@ -212,7 +212,7 @@ def test_help_explains_the_option(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_table_imports_the_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process and in that of each run."""
+    """The file is imported in this process and in the process of each run."""
     monkeypatch.chdir(ROOT)
     options = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False, "trainer.max_steps": 2}
     options |= {"trainer.val_check_interval": 2, "data.validation_examples": 20, "trainer.accelerator": "cpu"}

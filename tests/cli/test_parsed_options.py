@@ -43,7 +43,7 @@ def test_a_yaml_that_names_a_method_alone(zolit: Fit, tmp_path: Path, name: str)
 @pytest.mark.parametrize("before", ["configs/task/sst2.yaml", "configs/quickstart.yaml", "configs/method/curvzo.yaml"])
 @pytest.mark.parametrize("name", names)
 def test_the_command_line_names_another_method(zolit: Fit, before: str, name: str) -> None:
-    """Options that the YAML before it gives by value may be kept; those it does not give are the new method's."""
+    """Options that the YAML sets may be kept. All other options have the defaults of the new method."""
     given = yaml.safe_load(Path(before).read_text()).get("model", {}).get("optimizer", {}).get("init_args", {})
     found = parsed(zolit, f"--model.optimizer=zolit.{name}", config=before)
     kept = {option: value for option, value in given.items() if option in found}
@@ -51,7 +51,7 @@ def test_the_command_line_names_another_method(zolit: Fit, before: str, name: st
 
 
 def test_without_a_method_it_is_mezo(zolit: Fit, tmp_path: Path) -> None:
-    """With MeZO's own defaults and the run's seed; the run's configuration says so."""
+    """It has MeZO's own defaults and the run's seed, and the run's configuration says so."""
     short = ("--data.train_file=zolit/quickstart/reviews.train.jsonl", "--seed_everything=5")
     cli = zolit("fit", *PLAIN, *short, "--trainer.log_every_n_steps=1", config="configs/model/opt-125m.yaml")
     assert type(cli.model.zo).__name__ == "MeZO"

@@ -20,7 +20,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_kept(zolit: Fit, tmp_path: Path, stage: str) -> None:
-    """ZerothOrder with one stage of its own; the others are the defaults."""
+    """The optimizer is ZerothOrder with the named stage, and with the defaults of the other stages."""
     named = {stage: {"class_path": f"zolit.optim.{STAGES[stage]}"}}
     optimizer = {"class_path": "zolit.optim.ZerothOrder", "init_args": {"lr": 1e-4, **named}}
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump({"model": {"optimizer": optimizer}}))
@@ -32,11 +32,11 @@ def test_a_stage_is_kept(zolit: Fit, tmp_path: Path, stage: str) -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--model.optimizer=my_method.MyMethod", "model.optimizer: my_method.MyMethod is not a class of zolit"),
+        ("--model.optimizer=other_method.Method", "model.optimizer: other_method.Method is not a class"),
         ("--model.optimizer=Mezo", "model.optimizer: there is no method 'Mezo'; known methods are AGZO"),
         (
-            "--data.task=my_task.MyTask",
-            "data.task: my_task.MyTask is not a class of zolit, Lightning or torch, which are all that a configuration",
+            "--data.task=other_task.Task",
+            "data.task: other_task.Task is not a class of zolit, Lightning or torch, which are all that a",
         ),
         (
             "--model.tuning=zolit.models.Lora",

@@ -72,7 +72,7 @@ def test_shipped_tables_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_of_each_row_and_each_column_of_shipped_tables(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scale: str
 ) -> None:
-    """With the quickstart's model, and local data of every task."""
+    """Uses the quickstart's model, and local data of every task."""
     monkeypatch.chdir(ROOT)
     spec = read_table(str(PAPER / name))
     every, rows, columns = runs(spec), set(), set()
@@ -112,7 +112,7 @@ def test_options_of_a_run(files: str) -> None:
 def test_an_interrupted_table_continues(
     table: str, scale: str, files: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Runs in this process, as in a job array; the last run in its own process, as from the command."""
+    """All runs but the last one are made in this process, as in a job array. The command makes the last one."""
     spec = read_table(table)
     every = runs(spec)
     assert len(every) == 3 * (2 + 2 * 2)

@@ -71,7 +71,7 @@ def test_truncation_removes_the_start_and_keeps_the_bos(module: Build, tmp_path:
     assert whole == "<s>" + " a" * 20 + " b It was"
 
 
-def test_truncation_leaves_room_for_an_answer(module: Build, tmp_path: Path) -> None:
+def test_truncation_leaves_space_for_an_answer(module: Build, tmp_path: Path) -> None:
     """One token less than the longest answer: the prompt's last token predicts the answer's first."""
 
     class Short(Generation):

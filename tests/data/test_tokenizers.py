@@ -50,7 +50,7 @@ def byte_level(before: str = "", after: str = "") -> PreTrainedTokenizerFast:
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """Adds a space before each text, as a letter of its words; a line break is a byte: Llama 2, Mistral."""
+    """Adds a space before each text, as a character of its first word. A line break is a byte: Llama 2, Mistral."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex('▁|\n|[?.,:"]'), "merged_with_next")
@@ -182,11 +182,11 @@ def test_cut_prompts_keep_the_question_the_answer_and_the_bos(
 ) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders[kind])
     whole = batch_of(folders[kind], name, tmp_path)
-    room = []
+    needed = []
     for index in range(6):
         ids, own = pieces(folders[kind], whole, index)
-        room.append(len(ids) + max([len(answer) for answer in own] + [50] * TASKS[name].generates) - 1)
-    cut = batch_of(folders[kind], name, tmp_path, min(room) - 3)
+        needed.append(len(ids) + max([len(answer) for answer in own] + [50] * TASKS[name].generates) - 1)
+    cut = batch_of(folders[kind], name, tmp_path, min(needed) - 3)
     begins = kind in ("byte level with a bos", "sentencepiece")
     for index in range(6):
         (ids, own), (kept, same) = (pieces(folders[kind], batch, index) for batch in (whole, cut))

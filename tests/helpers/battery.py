@@ -1,4 +1,4 @@
-"""Every method, one line a form of it: ``test_contract.py`` and others test all of them."""
+"""The forms of methods that tests run, one line a form. ``test_contract.py`` and others test all of them."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"layer": 1, "within": lambda: CurvatureSampling(FixedBudget(0.5), BlockScores(), exploration=0.1)},
     ),
     "hi-zfo": ("HiZFO", {}),
-    "hi-zfo, profiled anew": ("HiZFO", {"budget": 0.6, "interval": 2}),
+    "hi-zfo, profiled again": ("HiZFO", {"budget": 0.6, "interval": 2}),
     "dizo": ("DiZO", {"pattern": "layers"}),
     "dizo, often": ("DiZO", {"pattern": "layers", "every": 2, "inner_steps": 2}),
     "sparse-mezo": ("SparseMeZO", {}),
-    "sparse-mezo, made anew": ("SparseMeZO", {"density": 0.6, "refresh": 2}),
+    "sparse-mezo, refreshed": ("SparseMeZO", {"density": 0.6, "refresh": 2}),
     "subzero": ("SubZero", {}),
-    "subzero, made anew": ("SubZero", {"rank": 2, "refresh": 2}),
+    "subzero, refreshed": ("SubZero", {"rank": 2, "refresh": 2}),
     "lozo": ("LOZO", {}),
-    "lozo, made anew": ("LOZO", {"refresh": 2}),
+    "lozo, refreshed": ("LOZO", {"refresh": 2}),
     "hizoo": ("HiZOO", {}),
     "hizoo, fast": ("HiZOO", {"smoothing": 1e-2}),
     "fzoo": ("FZOO", {}),
@@ -69,13 +69,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "first order": ("FirstOrder", {}),
 }
 
-OFF_SPAN: set[str] = {"first order", "hi-zfo", "hi-zfo, profiled anew", "zo-act", "dizo, often"}
+OFF_SPAN: set[str] = {"first order", "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
 """Forms that also move weights outside of the span of one step's directions: by backpropagation or by averages."""
 
-ORDERED = {"hi-zfo", "hi-zfo, profiled anew"}
+ORDERED = {"hi-zfo", "hi-zfo, profiled again"}
 """Forms that take the order of a model's parameters as that of its backward pass."""
 
-UNEVEN = {"hi-zfo, profiled anew", "dizo, often", "fzoo, code"}
+UNEVEN = {"hi-zfo, profiled again", "dizo, often", "fzoo, code"}
 """Forms whose number of forwards differs between steps."""
 
 RATES: dict[str, float] = {
@@ -88,7 +88,7 @@ RATES: dict[str, float] = {
     "fzoo, code": 1e-2,
     "hizoo, fast": 3e-3,
     "senszoq": 3e-2,
-    "sparse-mezo, made anew": 2e-3,
+    "sparse-mezo, refreshed": 2e-3,
     "zo-act": 1e-2,
 }
 """Learning rates for the layered model where 1e-3 is not suitable."""

@@ -17,7 +17,7 @@ def directions_of(optimizer: ZerothOrder, index: int, ids: Sequence[int] = (), b
         optimizer: Its selection samples the blocks, and its perturbation draws the directions.
         index: Index of the step.
         ids: An id for each direction.
-        begin: Whether the perturbation begins the step; otherwise it keeps what it learned in the step before.
+        begin: Whether the perturbation begins the step; otherwise it keeps its state of the step before.
     """
     step = Step(optimizer.seed, index)
     sample = optimizer.selection.select(step)

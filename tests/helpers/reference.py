@@ -1,4 +1,4 @@
-"""MeZO and CurvZO as their formulas say: directions are stored as tensors, and every formula is written out."""
+"""MeZO and CurvZO by their formulas: directions are stored as tensors, and every formula is written out."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Naive:
         return derivatives
 
     def _learn_blocks(self, derivatives: Sequence[float], us: Sequence[dict[str, Tensor]], m: Tensor) -> None:
-        """Updates s̄ of the chosen blocks, eqs. (27) and (8); the average begins at the first step's mean."""
+        """Updates s̄ of the sampled blocks, eqs. (27) and (8); the average begins at the first step's mean."""
         assert self.blocks is not None
         scores = torch.zeros(len(self.blocks), dtype=torch.float64)
         for d, u in zip(derivatives, us, strict=True):
@@ -176,7 +176,7 @@ class Naive:
     def _learn_parameters(
         self, derivatives: Sequence[float], us: Sequence[dict[str, Tensor]], masks: dict[str, Tensor | float]
     ) -> None:
-        """Updates s̄ of the chosen parameters, eqs. (7) and (8)."""
+        """Updates s̄ of the sampled parameters, eqs. (7) and (8)."""
         m = torch.cat([torch.as_tensor(masks[w.name]).view(-1) for w in self._weights])
         scores = torch.zeros(m.numel(), dtype=torch.float64)
         for d, u in zip(derivatives, us, strict=True):

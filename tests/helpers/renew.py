@@ -1,4 +1,6 @@
-"""What tests compare the methods with: ``python -m tests.helpers.renew`` writes it again after a change that is meant.
+"""Writes the two files with which tests compare the methods: ``python -m tests.helpers.renew``.
+
+Run it after an intended change of an option or of a description.
 
 The list of all options goes to tests/methods/options.json, and the table of ``zolit methods`` to docs/methods/index.md.
 """

@@ -98,5 +98,5 @@ def seen_by(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    """Tells whether both hold the same weights to the bit."""
+    """Returns whether both hold the same weights to the bit."""
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())

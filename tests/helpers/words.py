@@ -14,7 +14,10 @@ VOCABULARY = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>"
 
 
 def build_tokenizer(suffix: str = "") -> PreTrainedTokenizerFast:
-    """Words with their leading space are tokens; " terrible" is two of them; a bos comes first, ``suffix`` last."""
+    """Builds a tokenizer. A word with the space before it is a token; " terrible" is two tokens.
+
+    A bos comes first, and ``suffix`` last.
+    """
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?ter|rible| ?\w+| "), behavior="removed", invert=True)
     special = [("<s>", 1), ("</s>", 2)]
@@ -23,7 +26,7 @@ def build_tokenizer(suffix: str = "") -> PreTrainedTokenizerFast:
 
 
 def sentences(count: int) -> list[dict[str, Any]]:
-    """Records of differing lengths; all prompts differ."""
+    """Returns records of different lengths; all prompts differ."""
     letters = "abc"
     return [
         {"sentence": " ".join(letters[i // 3**k % 3] for k in range(1 + i % 7)), "label": i % 2} for i in range(count)
@@ -31,5 +34,6 @@ def sentences(count: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes records as jsonl, and returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

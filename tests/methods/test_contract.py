@@ -1,4 +1,4 @@
-"""What every method must do, whatever it is."""
+"""Tests that every method must pass."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.helpers.tiny import layered, regression, same, weights_of
 from zolit import ZerothOrder
 
 SLOW = {"senszoq", "bszo"}
-"""Whose defaults are for large models: one weight of these 132 moves, or derivatives are taken for outliers."""
+"""Forms with defaults for large models: one of the 132 weights moves, or derivatives count as outliers."""
 
 
 @pytest.fixture(params=METHODS)
 def name(request: pytest.FixtureRequest) -> str:
-    """One of all methods and forms."""
+    """Returns the name of a form; all forms are tested."""
     return str(request.param)
 
 
 @pytest.fixture
 def make(name: str) -> Callable[..., ZerothOrder]:
-    """Builds the method on a model, some options given by the test."""
+    """Returns a function that builds the form on a model, with further options of the test."""
     return lambda model, **more: made(name, model, **more)
 
 
@@ -54,11 +54,11 @@ def trained(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_seed_same_run(name: str, make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
-    wide = {"eps": 0.1} if dtype == torch.bfloat16 else {}  # or no loss would show the least move
+    wide = {"eps": 0.1} if dtype == torch.bfloat16 else {}  # bfloat16 would round smaller perturbations away
     runs = [trained(make, 10, dtype, seed=seed, **wide) for seed in (3, 3, 4)]
     weights = [weights_of(model) for model, _ in runs]
     assert same(weights[0], weights[1])
-    # First order draws nothing but the rounding of 16 bits.
+    # First order draws no random numbers, except for the rounding of 16 bits.
     assert same(weights[0], weights[2]) == (name == "first order" and dtype == torch.float32)
     assert runs[0][1].last_step.losses == runs[1][1].last_step.losses
 
@@ -76,7 +76,7 @@ def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder])
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ORDERED])
 def test_order_of_parameters_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
-    """Draws and samples are the same bit for bit; sums over blocks, in π, may be rounded otherwise."""
+    """Draws and samples are the same bit for bit; sums over blocks, in π, may be rounded differently."""
     first, optimizer = trained(make, 10)
     second, other = trained(make, 10, order=("head", "norm", "layers", "embed"))
     assert [b.name for b in optimizer.blocks] != [b.name for b in other.blocks]
@@ -86,7 +86,7 @@ def test_order_of_parameters_does_not_matter(make: Callable[..., ZerothOrder]) -
     assert all(torch.allclose(theta, theirs[name], rtol=0, atol=2e-6) for name, theta in mine.items())
 
 
-def test_global_random_state_is_left_alone(make: Callable[..., ZerothOrder]) -> None:
+def test_global_random_state_does_not_change(make: Callable[..., ZerothOrder]) -> None:
     model = layered(torch.bfloat16)
     optimizer, closure = make(model), regression(model)
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_global_random_state_is_left_alone(make: Callable[..., ZerothOrder]) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dizo, often"])  # projects at any rate
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "dizo, often"])  # projects at every learning rate
 def test_learning_rate_schedules(name: str, make: Callable[..., ZerothOrder]) -> None:
     model = layered()
     closure = regression(model)
@@ -130,7 +130,7 @@ def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder]) -> No
     model = layered()
     optimizer = make(model, lr=1e-3)
     closure, calls = regression(model), 0
-    for _ in range(40):  # steps that perturb a weight for the first time make forwards more, to check the model
+    for _ in range(40):  # the first steps make additional forwards, to check the model
         optimizer.step(closure)
     before = optimizer.last_step.total_forward_passes
 
@@ -159,9 +159,11 @@ def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder]) -> No
         assert float(selection.probabilities.max()) <= 1.0
         total = int(selection.sizes.sum())
         if selection.units == count:
-            # The likeliest block's probability counts the chance that none is drawn.
+            # The probability of the likeliest block includes the probability that no block is drawn.
             excess = float(selection.probabilities.sum()) - selection.budget
-            assert -1e-9 <= excess < (0.3 if name == "dominant layer, by curvature" else 0.05)  # of two blocks
+            assert (
+                -1e-9 <= excess < (0.3 if name == "dominant layer, by curvature" else 0.05)
+            )  # it samples from two blocks
             assert selection.perturbed_parameters == int(selection.sizes[selection.chosen].sum())
         else:
             assert selection.units == total
@@ -181,7 +183,7 @@ def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder]) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
-    """Through torch.save and torch.load(weights_only=True), into a fresh optimizer of another seed; bitwise."""
+    """A file keeps the state (``weights_only=True``), for an optimizer with another seed. Runs are equal to the bit."""
     whole, uninterrupted = trained(make, 12, dtype)
     half, optimizer = trained(make, 6, dtype)
     file = io.BytesIO()
@@ -204,8 +206,8 @@ def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrde
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_probes_leave_no_trace(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
-    """At a rate of 0 weights are what they were, to the bit."""
+def test_probes_restore_the_weights_to_the_bit(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
+    """At a learning rate of 0, a step does not change the weights."""
     model = layered(dtype)
     optimizer, closure = make(model, lr=0.0), regression(model)
     before = weights_of(model)
@@ -215,7 +217,7 @@ def test_probes_leave_no_trace(make: Callable[..., ZerothOrder], dtype: torch.dt
 
 
 class Falls:
-    """A closure that is not finite at its n-th call."""
+    """A closure whose loss is not finite in call number ``bad``."""
 
     def __init__(self, model: nn.Module) -> None:
         self._closure = regression(model)
@@ -228,7 +230,7 @@ class Falls:
 
 
 def knowledge(state: object) -> list[Tensor]:
-    """All tensors and numbers of a nested state, copied."""
+    """Returns copies of all tensors and numbers of a nested state."""
     if isinstance(state, dict):
         return [found for key, value in state.items() if key not in COUNTERS for found in knowledge(value)]
     if isinstance(state, list | tuple):
@@ -239,7 +241,7 @@ def knowledge(state: object) -> list[Tensor]:
 COUNTERS = {"steps", "forwards", "backwards", "skipped", "skipped_in_a_row"}
 
 
-def test_a_loss_that_is_not_finite_moves_and_teaches_nothing(make: Callable[..., ZerothOrder]) -> None:
+def test_a_loss_that_is_not_finite_changes_neither_weights_nor_state(make: Callable[..., ZerothOrder]) -> None:
     model = layered(torch.bfloat16)
     optimizer, closure = make(model), Falls(model)
     for _ in range(3):
@@ -261,7 +263,7 @@ def test_a_loss_that_is_not_finite_moves_and_teaches_nothing(make: Callable[...,
 
 
 def test_state_of_16_bit_weights_is_wide(make: Callable[..., ZerothOrder]) -> None:
-    """But for copies of the weights themselves."""
+    """All state is float32 or wider, except copies of the weights themselves."""
     _, optimizer = trained(make, 3, torch.bfloat16)
     tensors = knowledge({key: value for key, value in optimizer.state_dict()["zo"].items() if key != "update"})
     assert not [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize < 4]

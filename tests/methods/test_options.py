@@ -1,4 +1,4 @@
-"""User mistakes: each a UserError of one sentence that names the option."""
+"""Invalid options: each raises a UserError of one sentence that names the option."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_frozen_model(method: Callable[..., ZerothOrder]) -> None:
 
 @pytest.mark.parametrize("method", [MeZO, CurvZO])
 def test_zero_learning_rate_is_allowed(method: Callable[..., ZerothOrder]) -> None:
-    """Schedulers warm up from it."""
+    """Schedulers with a warm-up start at 0."""
     method(layered(), lr=0.0)
 
 
@@ -86,7 +86,7 @@ def test_pool_too_small() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"blocks": "layer"}, {"blocks": "parameter"}, {"budget": 0.1}])
 def test_a_model_of_one_parameter(options: dict[str, Any]) -> None:
-    """The smallest model there is: one block, whatever the budget."""
+    """The smallest possible model has one block, which is sampled with every budget."""
     model = nn.Linear(1, 1, bias=False)
     optimizer = CurvZO(model, lr=1e-2, eps=1e-2, **options)
 

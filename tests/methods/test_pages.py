@@ -18,7 +18,7 @@ DEFAULTS = {
 
 
 def page_of(method: type[ZerothOrder]) -> str:
-    """The text of a method's page."""
+    """Returns the text of a method's page."""
     return (ROOT / "docs" / "methods" / method.about.page).read_text(encoding="utf-8")
 
 

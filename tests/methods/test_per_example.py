@@ -1,4 +1,4 @@
-"""What per-example directions promise: an unbiased estimate, and the variance that the page derives."""
+"""The estimate of per-example directions is unbiased, and has the variance that the page derives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zolit.optim.optimizer import ZerothOrder
 
 
 class Tiny(nn.Module):
-    """An embedding, a norm and two layers with biases: every rule for a weight, in 51 weights."""
+    """An embedding, a norm and two layers with biases: every kind of weight, 51 weights in total."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Tiny(nn.Module):
 
 
 def estimates(optimizer: ZerothOrder, closure: Closure, steps: int) -> Tensor:
-    """ĝ of so many steps at the same weights, shape (steps, weights)."""
+    """Returns ĝ of each step at the same weights, shape (steps, weights)."""
     weights = [weight for block in optimizer.blocks for weight in block.weights]
     start = torch.cat([weight.flat for weight in weights])
     found = []
@@ -58,7 +58,7 @@ def test_estimate_is_unbiased(rank: int) -> None:
 
 
 class Slopes(nn.Module):
-    """Example i loses rᵢᵀWxᵢ: its gradient is rᵢxᵢᵀ."""
+    """The loss of example i is rᵢᵀWxᵢ, and its gradient is rᵢxᵢᵀ."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Slopes(nn.Module):
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_variance_against_mezo(aligned: bool) -> None:
-    """E‖ĝ - g‖² = [(n + 2)(d + 2) mean‖gᵢ‖² - mean‖gᵢ‖²] / batch, and (nd + 1) ‖g‖² for MeZO: as the page derives."""
+    """E‖ĝ - g‖² = [(n + 2)(d + 2) mean‖gᵢ‖² - mean‖gᵢ‖²] / batch, and (nd + 1) ‖g‖² for MeZO, as the page derives."""
     rows, width, batch, steps = 10, 12, 8, 700
     model = Slopes(rows, width).double()
     inputs = torch.ones(batch, width).double() if aligned else torch.eye(batch, width).double() * width**0.5
@@ -86,14 +86,14 @@ def test_variance_against_mezo(aligned: bool) -> None:
 
 
 class Tokens(Slopes):
-    """Example i loses Σₜ rᵀWxₜ, of tokens that do not fill the space."""
+    """The loss of example i is Σₜ rᵀWxₜ, over tokens that do not span the space."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs).sum((1, 2))
 
 
 def test_guided_directions_are_unbiased_with_the_variance_of_the_tokens_span() -> None:
-    """E‖ĝ - g‖² = [(n + 2) T - 1] mean‖gᵢ‖² / batch: of d + 2, T is left. λ takes a few hundredths off."""
+    """E‖ĝ - g‖² = [(n + 2) T - 1] mean‖gᵢ‖² / batch, with T instead of d + 2. λ lowers it by a few hundredths."""
     torch.manual_seed(0)
     rows, width, tokens, batch, steps = 16, 40, 4, 8, 1000
     model = Tokens(rows, width).double()
@@ -121,8 +121,8 @@ def test_normalized_steps_are_of_one_length() -> None:
         assert length == pytest.approx(1e-3 * (2000 / 5) ** 0.5, rel=0.3)
 
 
-def test_examples_have_one_direction_wherever_they_come() -> None:
-    """Named in another order, examples keep their derivatives; a step more gives them others."""
+def test_the_direction_of_an_example_depends_on_its_id_alone() -> None:
+    """In another order, examples keep their derivatives. In another step, they have other derivatives."""
     model = Slopes(2, 6)
     inputs = torch.randn(4, 6)
     found = []
@@ -136,7 +136,7 @@ def test_examples_have_one_direction_wherever_they_come() -> None:
 
 
 @pytest.mark.parametrize("names", [[0, 1, 2], [0, 1, 2, 3, 4]])
-def test_every_example_needs_a_name_or_none(names: list[int]) -> None:
+def test_all_examples_need_ids_or_none(names: list[int]) -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
     with pytest.raises(UserError, match=f"step: {len(names)} examples are named"):
         PerExample(model).step(lambda: model(inputs), examples=names)
@@ -148,7 +148,7 @@ def test_rank_must_be_positive() -> None:
 
 
 class Twins(Collectives):
-    """Another rank has the same examples."""
+    """Collectives of two ranks with the same examples."""
 
     size = 2
 
@@ -156,7 +156,7 @@ class Twins(Collectives):
         return torch.cat([own, own], dim=-1)
 
 
-def test_examples_need_names_where_there_are_other_ranks() -> None:
+def test_examples_of_several_ranks_need_ids() -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
     optimizer = PerExample(model, guided=False)
     optimizer.collectives = Twins()

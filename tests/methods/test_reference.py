@@ -1,4 +1,4 @@
-"""The optimizer against ``tests/helpers/reference.py``, which stores its directions and follows the formulas."""
+"""Compares the optimizer with ``tests/helpers/reference.py``, which stores its directions and follows the formulas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[Callable[..., object], dict[str, object], dict[str, obj
         {"blocks": TENSORS, "beta": 0.3, "alpha": 0.2, "budget_min": 0.2, "budget_max": 0.6, "phi": 0.1},
     ),
 }
-# These keep float32 state whatever the weights are: velocities, and scores of single parameters.
+# These keep float32 state for all types of weights: velocities, and scores of single parameters.
 SINGLE = {
     "mezo, momentum": (MeZO, {"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9, "weight_decay": 0.1}),
     "curvzo, parameters": (CurvZO, {"blocks": "parameter"}, {"per_parameter": True}),
@@ -63,7 +63,7 @@ def gap(
     dtype: torch.dtype,
     steps: int = 20,
 ) -> float:
-    """The largest difference of weights relative to the largest weight, over all steps."""
+    """Returns the largest difference of weights relative to the largest weight, over all steps."""
     model, other = layered(dtype), layered(dtype)
     optimizer = method(model, lr=2e-3, eps=1e-2, seed=5, **options)
     naive = Naive(other, lr=2e-3, eps=1e-2, seed=5, **reference)
@@ -86,7 +86,7 @@ def test_equals_the_reference_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*METHODS, *SINGLE])
 def test_equals_the_reference_in_float32(name: str) -> None:
-    """Rounding of the losses to 1e-7 stands over 2ε = 0.02 in Δ; errors of 1e-5 lr‖u‖ are what that leaves."""
+    """Losses are rounded to 1e-7, and Δ divides them by 2ε = 0.02. This leaves errors of 1e-5 lr‖u‖."""
     assert gap(*{**METHODS, **SINGLE}[name], torch.float32) < 2e-5
 
 
@@ -97,7 +97,7 @@ def test_equals_the_reference_where_state_is_float32(name: str) -> None:
 
 @pytest.mark.parametrize("law", [None, Rademacher(), GaussianPool()], ids=["gaussian", "signs", "pool"])
 def test_equals_the_reference_beyond_a_chunk(law: Perturbation | None) -> None:
-    """A weight of more than one chunk: pieces are drawn by their place, and all energy is counted."""
+    """A weight has more than one chunk: pieces are drawn by their start index, and all squared norms are counted."""
 
     def tall() -> tuple[nn.Module, Callable[[], Tensor]]:
         model = nn.Module()
@@ -125,11 +125,11 @@ def test_equals_the_reference_beyond_a_chunk(law: Perturbation | None) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moves_along_the_direction_that_was_probed(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """|cos| = 1 between (θ + εu) - θ, seen in the closure, and the move with the weights 1/π taken out."""
+    """|cos| = 1 between (θ + εu) - θ, seen in the closure, and the move divided by 1/π."""
     for seed in range(5):
         model = layered(dtype)
         closure, origin, seen = regression(model), weights_of(model), []
-        # Steps so long that what bfloat16 rounds away is small beside them.
+        # Steps are so long that the rounding errors of bfloat16 are small in comparison.
         optimizer = CurvZO(model, lr=1.0, eps=0.5, seed=seed, **{"horvitz_thompson": False, **options})
 
         def spy() -> Tensor:

@@ -30,7 +30,7 @@ SHARED = defaults(Plain).keys() - {"estimator"}
 
 
 def test_options_are_the_stored_ones() -> None:
-    """A changed default or a lost option is seen here; renew the list if the change is meant."""
+    """Fails if a default has changed or an option is missing. After an intended change, renew the list."""
     assert len(SHARED) == 11
     assert json.loads(listing()) == STORED, (
         f"the options changed; `python -m tests.helpers.renew` writes {OPTIONS.name}"
@@ -69,7 +69,7 @@ def test_help_has_a_text_for_every_option(name: str, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("name", methods.__all__)
 def test_configurations_name_the_method_and_write_all_its_options(name: str) -> None:
-    """Under its path in ``zolit``, whichever path or short name was given."""
+    """The path is that in ``zolit``, also if another path or a short name was given."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--optimizer", type=Callable[[nn.Module], ZerothOrder])
     module = getattr(zolit, name).__module__
@@ -81,7 +81,7 @@ def test_configurations_name_the_method_and_write_all_its_options(name: str) -> 
 
 
 def test_methods_have_their_names_in_the_package() -> None:
-    """In alphabetical order; a base class is no method."""
+    """Names are in alphabetical order. A base class is not a method."""
     assert methods.__all__ == sorted(methods.__all__, key=str.casefold)
     assert set(zolit.__all__) >= {*methods.__all__, "ZerothOrder"}
     assert all(getattr(zolit, name).__name__ == name for name in methods.__all__)

@@ -1,4 +1,4 @@
-"""Weights move within the span of what was probed."""
+"""Weights move within the span of the perturbations that were probed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.helpers.battery import METHODS, OFF_SPAN, made
 from tests.helpers.tiny import layered, regression, seen_by, weights_of
 
-# test_per_example.py and test_reference.py have the others.
+# test_per_example.py and test_reference.py test the other forms.
 ALONG = [
     name
     for name, (method, options) in METHODS.items()

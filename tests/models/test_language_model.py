@@ -1,4 +1,4 @@
-"""Evaluations of real architectures, against plain loops over transformers with one example at a time."""
+"""Compares evaluations of real architectures with plain loops over transformers, one example at a time."""
 
 from __future__ import annotations
 

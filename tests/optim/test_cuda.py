@@ -31,11 +31,11 @@ EVALUATIONS = {"mezo-gv": 2, "mezo-greedy": 2, "bszo, b": 2, "agzo": 2, "agzo, r
 
 @pytest.fixture
 def waits() -> Callable[[Callable[[], object]], list[str]]:
-    """Lists where the host waits for the device during a call."""
+    """Returns a function that lists the lines in which the host waits for the device during a call."""
 
     def count(call: Callable[[], object]) -> list[str]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the mode is a prototype
+            warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
             torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -48,7 +48,7 @@ def waits() -> Callable[[Callable[[], object]], list[str]]:
     return count
 
 
-READING_BACK = ("parameters", "made anew", "profiled anew", "dizo, often", "zo-act", "dominant", "hi-zfo")
+READING_BACK = ("parameters", "refreshed", "profiled again", "dizo, often", "zo-act", "dominant", "hi-zfo")
 """Forms that read weights, masks or blocks on the host in a step."""
 
 
@@ -80,7 +80,7 @@ def test_streamed_probes_are_those_in_place(law: Callable[[], Perturbation], dty
         for _ in range(3):
             optimizer.step(closure_of(model))
         runs.append(optimizer.last_step.losses)
-        # In place, float32 comes back to rounding.
+        # In-place probing restores float32 weights up to rounding.
         if probing == "streamed" or dtype != torch.float32:
             assert same(weights_of(model), before)
     limit = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]

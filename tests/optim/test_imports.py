@@ -78,6 +78,6 @@ def test_the_refusal_works(package: str) -> None:
 
 
 def test_importing_zolit_imports_no_other_dependency() -> None:
-    """Also where all of them are installed: they take seconds to import."""
+    """This also holds if all of them are installed. Their imports take seconds."""
     finished = run("import zolit\nprint(sorted(names.intersection(sys.modules)))", refused=False)
     assert finished.stdout.strip() == "[]", finished.stderr

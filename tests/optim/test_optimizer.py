@@ -129,7 +129,7 @@ def test_the_warning_points_at_the_callers_line() -> None:
 
 
 @pytest.mark.parametrize("give_up", [1, 2, 3, 11])
-def test_the_error_is_english(give_up: int) -> None:
+def test_the_error_has_no_wrong_ordinal(give_up: int) -> None:
     model = layered()
     optimizer = MeZO(model, max_skipped=give_up)
     with warnings.catch_warnings():

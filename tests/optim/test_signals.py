@@ -26,7 +26,7 @@ def clean_handlers() -> Iterator[None]:
         yield
 
 
-def test_signals_wait_and_are_handed_over_once_in_order() -> None:
+def test_handlers_of_deferred_signals_are_called_once_in_order() -> None:
     recorder = Recorder(USR1, USR2)
     with deferred_signals():
         for signum in (USR2, USR1, USR2):
@@ -38,7 +38,7 @@ def test_signals_wait_and_are_handed_over_once_in_order() -> None:
     assert recorder.received == [USR2, USR1, USR1]
 
 
-def test_the_outermost_hands_over() -> None:
+def test_the_outermost_context_calls_the_handlers() -> None:
     recorder = Recorder(USR1, USR2)
     with deferred_signals():
         with deferred_signals(), deferred_signals(interrupts=True):
@@ -73,7 +73,7 @@ def test_a_handler_that_raises_swallows_no_other() -> None:
 
 
 def interrupted(interrupts: bool, presses: int = 1) -> list[str]:
-    """Presses Ctrl-C within a context, and returns the places that are reached."""
+    """Presses Ctrl-C within a context, and returns the names of the points that the code reaches."""
     reached = []
     try:
         with deferred_signals(interrupts):
@@ -86,7 +86,7 @@ def interrupted(interrupts: bool, presses: int = 1) -> list[str]:
     return reached
 
 
-def test_keyboard_interrupts_wait_where_asked_and_once() -> None:
+def test_keyboard_interrupts_are_deferred_on_request_and_once() -> None:
     signal.signal(INT, signal.default_int_handler)
     assert interrupted(False) == ["raised"]
     assert interrupted(True) == ["the end", "raised"]

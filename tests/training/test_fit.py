@@ -218,7 +218,7 @@ def test_a_resumed_run_remembers_the_best_checkpoint(zolit: Fit, tmp_path: Path)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("method", ["mezo", "curvzo"])
 def test_quickstart_never_fails(zolit: Fit, tmp_path: Path, method: str, seed: int) -> None:
-    """The quickstart, with other directions and another order of the data."""
+    """Runs the quickstart with other directions and another order of the data."""
     config = f"--config=configs/method/{method}.yaml"
     zolit("fit", config, f"--model.optimizer.seed={seed}", f"--data.seed={seed}")
     assert summary(tmp_path)["accuracy_after"] >= 0.9

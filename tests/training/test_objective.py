@@ -1,4 +1,4 @@
-"""Objectives against closed forms over a plain forward, and training on a metric without gradient."""
+"""Compares objectives with closed forms over a plain forward; trains on a metric without gradient."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_generated_answers_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_calibrated_scores(name: str, content_free: list[str], tmp_path: Path) -> None:
-    """Log-likelihoods minus those after the content-free prompt, against a plain loop; training is not calibrated."""
+    """Log-likelihoods minus those after the content-free prompt, as in a plain loop. Training is not calibrated."""
     rows = records(name, 6)
     file, folder = write(tmp_path / "rows.jsonl", rows), str(quickstart.MODEL)
     task = {"sst2": SST2, "rte": RTE, "boolq": BoolQ, "copa": COPA, "record": ReCoRD}[name]()

@@ -1,4 +1,4 @@
-"""Two processes over gloo, each with some of the layers, against one process with all layers."""
+"""Compares two processes over gloo, each with some of the layers, with one process that has all layers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_run_resumes_and_is_tested_with_the_best_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("task", [pytest.param("copa", marks=pytest.mark.slow), "squad"])
 def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
-    """Up to rounding. No cache is used: a process without the first layer would not know its length."""
+    """They are equal up to rounding. No cache is used: a process without the first layer would not know its length."""
     file = write(tmp_path / "data.jsonl", records(task, 24))
     options = [f"--config=configs/task/{task}.yaml", "--config=configs/tuning/lora.yaml"]
     options += ["--model.tuning.targets=[q_proj,v_proj]"]
@@ -81,8 +81,8 @@ def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
 
 def test_methods_that_read_all_weights_are_refused() -> None:
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-    for optimizer, room in ((AGZO(model), "ActivationSubspace"), (MeZO(model, momentum=0.9), "SGD")):
-        with pytest.raises(UserError, match=rf"no process has all weights, and {room} may read them"):
+    for optimizer, stage in ((AGZO(model), "ActivationSubspace"), (MeZO(model, momentum=0.9), "SGD")):
+        with pytest.raises(UserError, match=rf"no process has all weights, and {stage} may read them"):
             SplitCollectives(optimizer)
     SplitCollectives(CurvZO(model))
 

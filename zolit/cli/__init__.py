@@ -1,4 +1,4 @@
-"""The command ``zolit``; each subcommand is one file or folder."""
+"""The command ``zolit``. Each subcommand is one file or folder."""
 
 from zolit.cli.lightning_cli import run
 from zolit.cli.main import main

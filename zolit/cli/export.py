@@ -28,7 +28,7 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
 
     Args:
         ckpt_path: A checkpoint, such as runs/version_0/checkpoints/best.ckpt.
-        output: The folder to write; it must not exist or be empty.
+        output: The folder to write. It must be empty or not exist yet.
         config: The run's config.yaml; null is the file in the run's folder.
         trust_remote_code: Run code that comes with the model. The run's config.yaml cannot allow it.
 

@@ -31,18 +31,21 @@ class ZolitCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links the options that model and data share, and adds the options of the checkpoint callback."""
         parser.link_arguments("model.name_or_path", "data.name_or_path")
         parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
         parser.add_lightning_class_args(zolit_callbacks.StepCheckpoint, "checkpoint")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the arguments of the command line."""
         # Unlike the base class, this does not warn that ``args`` differs from ``sys.argv``, which also has --code.
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
     @override
     def _parse_ckpt_path(self) -> None:
+        """Checks the checkpoint; its hyperparameters are not read."""
         # The base class lays the checkpoint's ``hyper_parameters`` over the command line: a stranger's options.
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None:
@@ -52,11 +55,12 @@ class ZolitCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        """Checks options of the trainer, and sets the default method, the seeds and the callbacks."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         check_configuration(config, ZolitParser.command_line, OWN_MODULES)
         config.weights_only = True
-        # On a CPU, Lightning would change it to bf16-mixed with a warning.
+        # On a CPU, Lightning would change 16-mixed to bf16-mixed with a warning.
         require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
         require(
             not trainer.gradient_clip_val and trainer.accumulate_grad_batches == 1,
@@ -86,6 +90,7 @@ class ZolitCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        """Creates trainer, module and data module. An invalid option raises its original UserError."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -96,6 +101,7 @@ class ZolitCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Creates the trainer; several devices use ``ReplicatedStrategy`` instead of DDP."""
         callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
@@ -129,6 +135,7 @@ class ZolitCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
+        """Adds the callback that writes the summary of a fit."""
         self._summary = zolit_callbacks.RunSummary()
         cast("Any", self.trainer).callbacks.insert(0, self._summary)
 

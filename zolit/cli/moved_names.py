@@ -43,12 +43,12 @@ MOVED: Mapping[str, str] = {
 
 
 def find_moved(text: str) -> tuple[str, str] | None:
-    """Finds the first class path in a text that has moved.
+    """Finds the first class path of an earlier version in a text.
 
     A path may name the module within the package, as in zolit.selection.sampling.Uniform.
 
     Returns:
-        The path as it is in the text, and the new path; None if there is none.
+        The path as it is in the text, and the new path. None if the text has no such path.
     """
     for path in re.findall(r"\bzolit(?:\.\w+)+", text):
         parts = path.split(".")

@@ -41,6 +41,7 @@ class ZolitParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints an error as one sentence, and ends the program with exit status 2."""
         sys.stderr.write(f"zolit: error: {explain(message, self.command_line)}\n")
         sys.exit(2)
 

@@ -212,7 +212,7 @@ class PromptedData(LightningDataModule):
         return shares["rank"], shares["num_replicas"]
 
     def has(self, part: str) -> bool:
-        """Tells whether there is data for train, validation or test."""
+        """Returns whether there is data for train, validation or test."""
         return self._parts.has(part)
 
     def _check_numbers(self) -> None:

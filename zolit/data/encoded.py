@@ -13,7 +13,7 @@ from zolit.models.batches import AnswerBatch, PromptBatch
 
 
 class EncodedPrompts(Dataset[PromptBatch]):
-    """Tokenized prompts that one token answers. An index is the list of a whole batch's examples.
+    """Tokenized prompts that one token answers. A list of the indices of examples returns these examples as one batch.
 
     Args:
         prompts: Token ids of each prompt, each of shape (tokens,), int64, not empty.
@@ -60,12 +60,12 @@ class EncodedPrompts(Dataset[PromptBatch]):
 
 
 class EncodedAnswers(Dataset[AnswerBatch]):
-    """Tokenized prompts and their answers. An index is the list of a whole batch's examples.
+    """Tokenized prompts and their answers. A list of the indices of examples returns these examples as one batch.
 
     Args:
         prompts: Token ids of each prompt, each of shape (tokens,), int64, not empty.
         answers: Token ids of the answers of each prompt, each of shape (tokens,), int64, not empty.
-        correct: Numbers of each prompt's correct answers, the one to train on first; empty in prediction.
+        correct: Indices of each prompt's correct answers, the one to train on first; empty in prediction.
         references: Acceptable answers that a generated one is compared with; empty where the model chooses an answer.
         pad_id: Token id of padding, which the masks hide.
         content_free: The same answers after prompts of an empty record, if scores are calibrated.

@@ -1,4 +1,4 @@
-"""Tokenizes the records of a split: prompts, answers, and the checks of both."""
+"""Tokenizes the records of a split, and checks their prompts and answers."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class Encoder:
 
 
 def _are_single_tokens(tokenized: TokenizedQuestions) -> bool:
-    """Tells whether all prompts have the same answers, and each answer is a different single token."""
+    """Returns whether all prompts have the same answers, and each answer is a different single token."""
     first = tokenized[0][1]
     tokens = [token for answer in first for token in answer]
     return len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in tokenized)

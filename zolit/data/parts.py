@@ -1,4 +1,4 @@
-"""Which records train, validate, test and predict: files take precedence over splits of a data set."""
+"""Reads the records for training, validation, test and prediction. Files take precedence over splits of a data set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Parts:
     seed: int
 
     def has(self, part: str) -> bool:
-        """Tells whether there is data for train, validation or test."""
+        """Returns whether there is data for train, validation or test."""
         named = getattr(self.splits, part) is not None
         return self.files[part] is not None or (self.dataset is not None and named)
 

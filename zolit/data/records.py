@@ -126,7 +126,7 @@ def read_dataset(path: str, config: str | None, split: str, fields: Iterable[str
 
 
 def is_saved_dataset(path: str) -> bool:
-    """Tells whether a path is a folder written by ``DatasetDict.save_to_disk``."""
+    """Returns whether a path is a folder written by ``DatasetDict.save_to_disk``."""
     return Path(path, "dataset_dict.json").is_file()
 
 

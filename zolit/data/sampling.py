@@ -1,11 +1,11 @@
-"""Which examples form which batch, on each rank and at each point of a run.
+"""Decides which examples form a batch, on each rank and at each point of a run.
 
 The batches of an epoch are a pure function of (seed, epoch). A run is therefore resumed from two numbers: the epoch,
 and how many of its batches were served.
 
 Both samplers yield whole batches and are passed to a ``DataLoader`` as ``sampler=`` with ``batch_size=None``. Each is a
-``DistributedSampler`` that shards by itself. Lightning does not replace such a sampler, whatever
-``Trainer(use_distributed_sampler=...)`` says, and it calls ``set_epoch`` at each epoch.
+``DistributedSampler`` that shards by itself. Lightning does not replace such a sampler, for any value of
+``Trainer(use_distributed_sampler=...)``, and it calls ``set_epoch`` at each epoch.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class GlobalBatchSampler(DistributedSampler[list[int]]):
         return len(self.lengths) // self.global_batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields one epoch's number of batches, from the start position on, into the next epoch if needed."""
+        """Yields as many batches as an epoch has, from the start position on; continues in the next epoch if needed."""
         epoch, skipped = self.start
         for each, part in ((epoch, slice(skipped, None)), (epoch + 1, slice(skipped))):
             for batch in global_batches(self.lengths, self.global_batch_size, self.seed, each)[part]:

@@ -1,7 +1,7 @@
-"""One method (paper) a file; each chooses the five stages of a step.
+"""The methods: one paper a file. Each method chooses the five stages of a step.
 
-Every module of this folder is imported, and its public subclasses of ``MethodBase`` are the methods: a new file is
-enough to add one.
+Every module of this folder is imported. Its public subclasses of ``MethodBase`` are methods, so a new file adds a
+method.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Describes a method, one line a column of the table.
+    """Describes a method. Most attributes are columns of the table.
 
     Attributes:
         paper: The paper and its arXiv id.

@@ -19,7 +19,7 @@ class AGZO(Method):
     ``zolit.optim.ActivationSubspace`` has the details.
 
     Args:
-        rank: r, the rank of a matrix' direction.
+        rank: r, the rank of the direction of a matrix.
         iterations: K, the number of power iterations.
         two_sided: Use central differences. They cost one more forward per step.
     """
@@ -30,7 +30,7 @@ class AGZO(Method):
         forwards="2; two-sided 3",
         forwards_by_default=2,
         memory="d·r numbers per matrix",
-        when="linear layers hold most weights and you can tune ε and η anew",
+        when="linear layers hold most weights and you can tune ε and η again",
         page="agzo.md",
     )
 

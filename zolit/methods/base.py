@@ -42,8 +42,9 @@ def prober_for(probing: Probing) -> Prober:
 
 
 class MethodBase(ZerothOrder):
-    """Base of all methods: has the options that every method can offer, and the texts of the others that methods share.
+    """Base class of all methods: the options that each method has unless it fixes them.
 
+    The docstring also describes the options that only some methods have, such as ``momentum``.
     ``zolit fit --model.optimizer.help`` takes the text of an option from the method's docstring or, where that does not
     mention the option, from here. A method derives from this class directly if it has no choice of the prober or if
     its update is not ``SGD``. All others derive from ``Method``.
@@ -59,7 +60,7 @@ class MethodBase(ZerothOrder):
         blocks: How the weights are partitioned into blocks for the selection: tensor, layer, or a regular expression
             (weights in whose names it finds the same text form a block).
         selection: Which blocks move in a step. None selects all blocks.
-        perturbation: The law of the random directions z. None is GaussianPool.
+        perturbation: The law (probability distribution) of the random directions z. None is GaussianPool.
         probing: How losses at perturbed weights are computed: streamed (the weights are never written), joint (two
             probes share a forward pass: meant for small batches, twice the activations) or in_place (the weights are
             perturbed and restored).

@@ -23,14 +23,14 @@ class BSZO(Method):
     code takes √(parameters / 10⁶) for both, and so does None here.
 
     Args:
-        eps: ε, the probe radius. In 16 bits the differences at 1e-4 are mostly rounding: take 1e-3 there.
+        eps: ε, the probe radius. With weights of 16 bits, differences at 1e-4 are mostly rounding errors; use 1e-3.
         directions: k, the number of directions.
         queries: m, the number of measurements, at least k.
         prior: σ_p, the prior's standard deviation. None is √(parameters / 10⁶).
         noise: σ_e at the start. None is √(parameters / 10⁶).
         smoothing: α, the weight of a new squared residual.
         adaptive: BSZO-B: measurements after the k-th probe eigenvectors of Σ, at one forward each.
-        variant: paper (Algorithm 1) or code (as published).
+        variant: paper (Algorithm 1) or code (the published code).
     """
 
     about: ClassVar = About(

@@ -29,7 +29,7 @@ from zolit.optim import (
 class CurvZO(Method):
     """Perturbs few blocks per step, and more often those with a large smoothed curvature score.
 
-    Each block b is chosen with probability π_b. The direction is u = m ⊙ z, with the mask m of the chosen blocks, and
+    Each block b is sampled with probability π_b. The direction is u = m ⊙ z, with the mask m of the sampled blocks, and
     Δ is MeZO's difference along u.
 
     - Score: s_b = Δ²‖u_b‖² / Σ‖u_c‖² (27), smoothed to s̄_b with weight β (8).
@@ -40,8 +40,8 @@ class CurvZO(Method):
 
     ``docs/methods/curvzo.md`` has all equations, their sources and the departures.
 
-    Taken literally, (8) makes the sampling collapse: a block that is not chosen scores 0, is chosen less often, and
-    scores less. By default a score changes only when its block was chosen (``score="sampled"``), and every block keeps
+    Taken literally, (8) makes the sampling collapse: a block that is not sampled scores 0, is sampled less often, and
+    scores less. By default a score changes only when its block was sampled (``score="sampled"``), and every block keeps
     a probability of at least φ (``exploration``). The paper's values of β, α, B_min and B_max were not available. The
     defaults are those of a third party's port of the authors' code.
 
@@ -56,7 +56,7 @@ class CurvZO(Method):
         smoothing: β, the weight of a new score. A smaller value is smoother.
         score: How scores are smoothed: sampled, corrected, literal (as the paper says) or unbiased (eq. 41).
         divide_by_size: Divide a block's score by its number of parameters.
-        horvitz_thompson: Multiply a chosen block's update by 1/π, eq. (28), which makes the estimate unbiased.
+        horvitz_thompson: Multiply a sampled block's update by 1/π, eq. (28), which makes the estimate unbiased.
         exploration: φ, the smallest π of any block.
         sampling: curvature, or uniform: the paper's ablation, π = B/n.
         variant: paper, or code: what a third party's port of the authors' code does. It uses smoothing, budget_min,

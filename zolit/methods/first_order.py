@@ -12,7 +12,7 @@ from zolit.optim import Adam, Backprop, NoProbes, Rounding, Streamed
 
 
 class FirstOrder(MethodBase):
-    """Backpropagation and AdamW (Loshchilov and Hutter, arXiv 1711.05101), as a baseline of the other methods.
+    """Trains by backpropagation and AdamW (Loshchilov and Hutter, arXiv 1711.05101): the baseline of the other methods.
 
     A step takes one forward and one backward pass. It keeps activations and the gradients of the trainable weights in
     memory, which zeroth-order methods do not.

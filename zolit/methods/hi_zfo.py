@@ -15,7 +15,7 @@ class HiZFO(MethodBase):
     """Trains tensors within a backward budget by backpropagation and Adam, and all others by MeZO.
 
     A knapsack problem over importance and cost, solved before the first step, decides which tensors these are. The
-    paper's text was not recovered in full. How importance is measured, what is blended and how, are reconstructed
+    paper's text was not recovered in full. The measure of importance and the blending are reconstructions
     (``zolit.optim.Knapsack``).
 
     Args:

@@ -15,14 +15,15 @@ class LOZO(Method):
     """MeZO along UVᵀ for each matrix, where V stays for ν steps.
 
     The paper probes at θ ± εUVᵀ, which gives the difference c, and moves by η c UVᵀ/r. With u = UVᵀ/√r, whose entries
-    have variance 1, this is a step of MeZO along u with the probe radius ε√r and the same η. It is computed so.
+    have variance 1, this is a step of MeZO along u with the probe radius ε√r and the same η.
+    The step is computed in this form.
 
     Departures: the published code leaves 1/r out and moves by η c UVᵀ. An η of that code is therefore equal to r times
     as much here. LOZO-M, momentum within the subspace, is not implemented.
 
     Args:
         eps: ε, the probe radius along UVᵀ.
-        rank: r, the rank of a matrix' direction.
+        rank: r, the rank of the direction of a matrix.
         refresh: ν, the number of steps for which V stays.
     """
 

@@ -21,8 +21,8 @@ class MeZO(Method):
     parameters need a larger η.
 
     Departures from the published code: z is drawn in float32 for weights of any type. Probes do not write the weights.
-    Weights of 16 bits are updated with stochastic rounding. Weight decay leaves out all weights of one dimension, and
-    not weights with certain names.
+    Weights of 16 bits are updated with stochastic rounding. Weights of one dimension do not decay; the
+    published code excludes certain names instead.
 
     Args:
         directions: q, the number of directions to average over (n-SPSA). A step takes 2q forwards.

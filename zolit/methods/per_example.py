@@ -20,7 +20,7 @@ class PerExample(MethodBase):
 
     By default bᵢ lies in the span of the example's own activations at the layer, which also contains the rows of its
     gradient (after AGZO, arXiv 2601.17261). The estimate is then the gradient on average, as MeZO's is (arXiv
-    2305.17333), except for components that only nearly dependent tokens show. Its noise lies where gradients can lie.
+    2305.17333), except along directions that only nearly dependent tokens span. Its noise lies where gradients can lie.
     Embeddings have no such span: their directions have 0.3 of the length, and their estimate is 0.09 of the gradient.
     With ``guided=False`` b is normal everywhere.
 
@@ -31,7 +31,7 @@ class PerExample(MethodBase):
     Args:
         model: The model. Its parameters that require a gradient are tuned. ``zolit.optim.PerExampleProber`` says which
             models can be used.
-        rank: The rank of a matrix' direction.
+        rank: The rank of the direction of a matrix.
         guided: Draw the input side b from the span of the example's own activations.
         normalize: Divide the Δ of a step by their root mean square.
     """

@@ -15,10 +15,11 @@ class SubZero(Method):
     """MeZO along U Z Vᵀ for each matrix, where U and V are orthonormal and stay for T0 steps.
 
     Z ~ N(0, 1) of shape (r, r) is drawn every step. Norms and biases get dense directions. With ``scale`` directions
-    are about as long as dense ones, so that MeZO's ε and η suit. ``zolit.optim.OrthogonalSubspace`` has the details.
+    are about as long as dense ones, so that MeZO's ε and η can be used.
+    ``zolit.optim.OrthogonalSubspace`` has the details.
 
     Args:
-        rank: r, at most the smaller side of a matrix.
+        rank: r. In a matrix with a smaller side, r is the length of this side.
         refresh: T0, the number of steps for which U and V stay.
         scale: Multiply directions by √(nd)/r, as the published code does.
     """

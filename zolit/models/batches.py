@@ -76,7 +76,7 @@ class AnswerBatch(NamedTuple):
             one prompt are consecutive rows.
         answer_mask: 0 on padding, else 1; shape and type of ``answer_ids``.
         prompt_index: Row of the prompt that each answer follows, shape (answers,), int64.
-        choice_index: Number of each answer among those of its prompt, from 0, shape (answers,), int64.
+        choice_index: Index of each answer among those of its prompt, from 0, shape (answers,), int64.
         is_correct: Whether each answer is correct, shape (answers,), bool; all False in prediction.
         labels: Row in ``answer_ids`` of the answer to train on, shape (batch,), int64; -1 in prediction.
         indices: Index of each example in its data set, shape (batch,), int64.

@@ -44,7 +44,7 @@ def check_model_path(name_or_path: str) -> None:
 
 
 def is_masked_lm(config: PretrainedConfig) -> bool:
-    """Tells whether a model is a masked language model (RoBERTa) rather than a causal one."""
+    """Returns whether a model is a masked language model (RoBERTa) rather than a causal one."""
     return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 
@@ -57,7 +57,7 @@ def load_language_model(
 
     Args:
         name_or_path: A folder, or the id of a model on the hub.
-        dtype: Type of the weights, whatever type they were saved in.
+        dtype: Type of the weights. Weights that were saved in another type are converted.
         attn_implementation: Attention of transformers, such as sdpa or eager; None lets transformers choose.
         trust_remote_code: Run code that comes with the model.
 
@@ -65,7 +65,7 @@ def load_language_model(
         UserError: If the model cannot be loaded.
     """
     try:
-        # Load on the CPU, whatever the default device is: on others, transformers requires accelerate.
+        # Load on the CPU and not on the default device: on other devices, transformers requires accelerate.
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         kind = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
         with torch.device("cpu"):

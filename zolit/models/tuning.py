@@ -1,4 +1,4 @@
-"""Which weights of a language model are trained: all, some by name, or adapters of peft."""
+"""Chooses the weights of a language model to train: all, some by name, or adapters of peft."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class Full(Tuning):
 
     @override
     def apply(self, model: PreTrainedModel) -> nn.Module:
+        """Freezes the weights whose names do not match; see ``Tuning.apply``."""
         found = False
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(bool(self._pattern.search(name)))
@@ -87,6 +88,7 @@ class LoRA(Tuning):
 
     @override
     def apply(self, model: PreTrainedModel) -> nn.Module:
+        """Adds the adapters, and freezes all other weights; see ``Tuning.apply``."""
         return _add_peft(model, self._config, self._seed, "model.tuning.targets")
 
 
@@ -111,6 +113,7 @@ class PrefixTuning(Tuning):
 
     @override
     def apply(self, model: PreTrainedModel) -> nn.Module:
+        """Adds the prefix, and freezes all other weights; see ``Tuning.apply``."""
         require(
             not is_masked_lm(model.config),
             "model.tuning: a prefix needs a causal language model; use LoRA for a masked one",

@@ -136,7 +136,7 @@ class BlockSample:
         probabilities: π, the inclusion probability of each block, shape (n,), float64.
         corrections: The factor of each block in the update, 1/π or 1, shape (n,), float64.
         needs_squared_norms: Whether the selection learns from ‖u_b‖². The update then measures these norms.
-        mask: The perturbed parameters within the chosen blocks; None if whole blocks are perturbed.
+        mask: The perturbed parameters within the sampled blocks; None if whole blocks are perturbed.
     """
 
     blocks: Sequence[Block]

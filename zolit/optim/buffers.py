@@ -12,7 +12,7 @@ CPU_CHUNK = 1 << 19
 
 
 def chunk_size(device: torch.device, sizes: Sequence[int]) -> int:
-    """Returns the largest number of elements to process at a time, a power of two. Called when a law is bound.
+    """Returns the largest number of elements to process at a time, a power of two. Called by ``Perturbation.bind``.
 
     On a CPU the result lies between 2^15 and 2^19. Within these bounds it is two to four times the largest weight, so
     that a small model has a small pool. On other devices a kernel launch is expensive, so chunks are larger: a 128th

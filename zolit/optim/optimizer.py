@@ -60,7 +60,7 @@ class ZerothOrder(torch.optim.Optimizer):
         eps: ε, the probe radius.
         seed: Base seed of directions and samples.
         blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
-        selection: Chooses the blocks to perturb; None is AllBlocks.
+        selection: Samples the blocks to perturb; None is AllBlocks.
         perturbation: The law of the directions; None is GaussianPool.
         prober: Computes losses at perturbed weights; None is Streamed.
         estimator: Computes the coefficients of the directions from losses; None is two-point SPSA.

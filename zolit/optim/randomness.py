@@ -54,7 +54,7 @@ def uniform(key: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Names one step of a run, and derives all keys of the step.
+    """Identifies one step of a run, and derives all keys of the step.
 
     Attributes:
         seed: Base seed of the run.

@@ -15,7 +15,7 @@ class Stage:
     """One of the five parts of a step. The optimizer binds it once, and saves its state in checkpoints."""
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
-        """Receives the model. Called once, by the optimizer's constructor.
+        """Receives the model. Called once, by the optimizer's constructor; for an inner stage, by the outer stage.
 
         Args:
             model: The model to tune.

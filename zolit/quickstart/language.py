@@ -3,9 +3,9 @@
 Each text is about one thing (a film, an inn, ...) and has one mood, +1 (liked) or -1 (disliked). A text consists of
 three kinds of sentence:
 
-- *opinions* agree with the mood, by one word ("The cast was very lively.") or by a twist. "The style was not dull at
-  all." likes without a liking word, and "We expected a witty hero, but it turned out crude." has a word of each side.
-  The classification task labels opinions, half of them twisted;
+- *opinions* agree with the mood, by one word ("The cast was very lively.") or by a twist. For example, "The style was
+  not dull at all." is positive without a positive word, and "We expected a witty hero, but it turned out crude." has a
+  word of each mood. The classification task labels opinions, half of them twisted;
 - *verdicts*, such as "It was lovely.", agree with the mood in words other than the task's label words. They teach a
   model to represent the mood after "It was";
 - *remarks* about the crowd, the road or the weather are independent of the mood. The label words, " great" and "

@@ -1,4 +1,4 @@
-"""Tasks: prompts, answers and metrics; one data set a file."""
+"""Tasks: prompts, answers and metrics. Each file defines one data set or one kind of task."""
 
 from zolit.tasks.boolq import BoolQ
 from zolit.tasks.cb import CB

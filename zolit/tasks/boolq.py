@@ -26,10 +26,12 @@ class BoolQ(Classification):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"BoolQ": ("passage", "question")}
 
     @override
     def values(self, record: Record) -> Mapping[str, object]:
+        """Adds the field ``asked``: the question as a sentence with a question mark; see ``Classification.values``."""
         question = str(record["question"])
         asked = question[:1].upper() + question[1:]
         return {**record, "asked": asked if asked.endswith("?") else asked + "?"}

@@ -62,6 +62,7 @@ class Classification(Task):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the templates; see ``Task.inputs``."""
         fields: dict[str, Sequence[str]] = {"--data.task.template": self.template.fields}
         if self.masked_template:
             named = tuple(field for field in self.masked_template.fields if field != MASK)
@@ -70,20 +71,24 @@ class Classification(Task):
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the label; see ``Task.targets``."""
         return {"--data.task.label_column": [self.label_column]}
 
     @override
     def question(self, record: Record) -> Question:
+        """Returns the rendered template and the label words; see ``Task.question``."""
         return Question(self.template.render(self.values(record)), self._answers)
 
     @override
     def masked_prompt(self, record: Record, mask: str) -> str:
+        """Returns the rendered masked template, if there is one; see ``Task.masked_prompt``."""
         if self.masked_template is None:
             return super().masked_prompt(record, mask)
         return self.masked_template.render({**self.values(record), MASK: mask})
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the index of the label; see ``Task.correct_answers``."""
         label = str(record[self.label_column])
         if label not in self._classes:
             raise UserError(

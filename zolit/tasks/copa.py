@@ -23,14 +23,17 @@ class COPA(Task):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"COPA": ("premise", "choice1", "choice2", "question")}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the label; see ``Task.targets``."""
         return {"COPA": ("label",)}
 
     @override
     def question(self, record: Record) -> Question:
+        """Joins the premise to each choice by " so" or " because"; see ``Task.question``."""
         premise = str(record["premise"]).rstrip()
         joined = " so" if record["question"] == "effect" else " because"
         choices = (_uncapitalize(str(record[name])) for name in ("choice1", "choice2"))
@@ -38,10 +41,12 @@ class COPA(Task):
 
     @override
     def content_free(self, record: Record) -> Record:
+        """Returns the record with an empty premise; see ``Task.content_free``."""
         return {**record, "premise": ""}
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the index of the label; see ``Task.correct_answers``."""
         if str(record["label"]) not in ("0", "1"):
             raise UserError(f"has the label {record['label']!r}, but COPA has only 0 for choice1 and 1 for choice2")
         return (int(record["label"]),)

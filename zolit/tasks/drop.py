@@ -26,16 +26,20 @@ class DROP(Generation):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"DROP": self.template.fields}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the answers; see ``Task.targets``."""
         return {"DROP": ("answers_spans",)}
 
     @override
     def references(self, record: Record) -> tuple[str, ...]:
+        """Returns the spans of the answer; see ``Task.references``."""
         return tuple((record.get("answers_spans") or {}).get("spans", ()))
 
     @override
     def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        """Returns DROP's scores, with each span as one reference; see ``Task.judge``."""
         return drop_scores(answer, [(span,) for span in references])

@@ -26,10 +26,12 @@ class Entailment(Classification):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {type(self).__name__: ("premise", "hypothesis")}
 
     @override
     def values(self, record: Record) -> Mapping[str, object]:
+        """Adds the fields of the masked template; see ``Classification.values``."""
         premise, hypothesis = str(record["premise"]).rstrip(), str(record["hypothesis"]).strip()
         cut = premise[:-1] if premise[-1:] in (".", "?", "!") else premise
         return {**record, "cut_premise": cut, "lower_hypothesis": hypothesis[:1].lower() + hypothesis[1:]}

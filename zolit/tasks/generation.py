@@ -37,29 +37,35 @@ class Generation(Task):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the template; see ``Task.inputs``."""
         return {"--data.task.template": self.template.fields}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the answer; see ``Task.targets``."""
         return {"--data.task.answer_column": [self.answer_column]}
 
     @override
     def question(self, record: Record) -> Question:
+        """Returns the rendered template and the first reference answer; see ``Task.question``."""
         known = self.answer_column in record and record[self.answer_column] is not None
         references = self.references(record) if known else ()
         return Question(self.template.render(record), (f" {references[0] if references else ''}\n",))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the index of the only answer, 0; see ``Task.correct_answers``."""
         if not self.references(record):
             raise UserError(f"has no answer in the column {self.answer_column!r} of --data.task.answer_column")
         return (0,)
 
     @override
     def references(self, record: Record) -> tuple[str, ...]:
+        """Returns the answers in the column of the answer; see ``Task.references``."""
         answers = record.get(self.answer_column)
         return tuple(answers) if isinstance(answers, list | tuple) else () if answers is None else (str(answers),)
 
     @override
     def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:
+        """Returns SQuAD's scores; see ``Task.judge``."""
         return squad_scores(answer, references)

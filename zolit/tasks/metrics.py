@@ -19,7 +19,7 @@ _UNIT = 1 << 20
 class MeanScore(Metric):
     """Mean of scores between 0 and 1, over all processes.
 
-    Sums are integers, in units of 2⁻²⁰. Lightning casts floating-point states of metrics to bfloat16 under
+    Sums are integers, in units of 2⁻²⁰, because Lightning casts floating-point states of metrics to bfloat16 under
     ``bf16-true``.
     """
 

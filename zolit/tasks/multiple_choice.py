@@ -37,18 +37,22 @@ class MultipleChoice(Task):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the template and of the choices; see ``Task.inputs``."""
         return {"--data.task.template": self.template.fields, "--data.task.choices": self.choices}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the label; see ``Task.targets``."""
         return {"--data.task.label_column": [self.label_column]}
 
     @override
     def question(self, record: Record) -> Question:
+        """Returns the rendered template and the choices; see ``Task.question``."""
         return Question(self.template.render(record), tuple(f" {record[column]}" for column in self.choices))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the index of the correct choice; see ``Task.correct_answers``."""
         label = str(record[self.label_column])
         names = [*self.choices, *(str(number) for number in range(len(self.choices)))]
         if label not in names:

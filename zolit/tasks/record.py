@@ -26,20 +26,24 @@ class ReCoRD(Task):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"ReCoRD": ("passage", "query", "entities")}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the answers; see ``Task.targets``."""
         return {"ReCoRD": ("answers",)}
 
     @override
     def question(self, record: Record) -> Question:
+        """Fills the gap of the query with each entity; see ``Task.question``."""
         passage = str(record["passage"]).replace("@highlight\n", "- ")
         filled = (str(record["query"]).replace(_GAP, entity) for entity in record["entities"])
         return Question(f"{passage}\n-", tuple(f" {sentence}" for sentence in filled))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
+        """Returns the indices of the entities that are answers; see ``Task.correct_answers``."""
         # Training uses the first answer. The entities may contain an answer more than once.
         entities, answers = list(record["entities"]), list(record["answers"])
         found = [index for answer in answers for index, entity in enumerate(entities) if entity == answer]

@@ -21,12 +21,15 @@ class SQuAD(Generation):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"SQuAD": self.template.fields}
 
     @override
     def targets(self) -> dict[str, Sequence[str]]:
+        """Returns the column of the answers; see ``Task.targets``."""
         return {"SQuAD": ("answers",)}
 
     @override
     def references(self, record: Record) -> tuple[str, ...]:
+        """Returns the texts of the answers; see ``Task.references``."""
         return tuple((record.get("answers") or {}).get("text", ()))

@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """Names the split of a data set that each part of the data comes from.
+    """Names the split of a data set for each part of the data.
 
     Args:
         train: Split to train on; null for none.
@@ -106,7 +106,7 @@ class Task(ABC):
         return f"{self.question(record).prompt.rstrip()} {mask}."
 
     def references(self, record: Record) -> tuple[str, ...]:
-        """Returns the acceptable answers, which a generated answer is compared with."""
+        """Returns the acceptable answers, with which a generated answer is compared."""
         return self.question(record).answers
 
     def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:

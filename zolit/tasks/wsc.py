@@ -28,8 +28,10 @@ class WSC(Classification):
 
     @override
     def inputs(self) -> dict[str, Sequence[str]]:
+        """Returns the columns of the prompt; see ``Task.inputs``."""
         return {"WSC": ("text", "span1_text", "span2_text")}
 
     @override
     def values(self, record: Record) -> Mapping[str, object]:
+        """Adds the field ``pronoun``, in small letters; see ``Classification.values``."""
         return {**record, "pronoun": str(record["span2_text"]).lower()}

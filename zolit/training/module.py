@@ -49,16 +49,17 @@ class ZerothOrderModule(SignalSafeModule):
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after each training step, or
             lightning.pytorch.cli.ReduceLROnPlateau, stepped after each validation; null keeps the learning rate
             constant.
-        objective: task is the cross-entropy over the answers' likelihoods or, for tasks with long answers, the
-            likelihood of the correct answer, both as in MeZO; lm is the latter for each task; metric is one minus the
-            answer's score (accuracy of a choice, F1 of a generated answer), which has no gradient.
+        objective: The loss. task is the cross-entropy over the answers' likelihoods or, for tasks with long answers,
+            minus the log-likelihood of the correct answer, both as in MeZO. lm is minus this log-likelihood for all
+            tasks. metric is one minus the answer's score (accuracy of a choice, F1 of a generated answer), which has no
+            gradient.
         micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
             same step up to rounding; null evaluates the whole batch at once.
         attn_implementation: Attention of transformers, such as sdpa or eager; null lets transformers choose.
         trust_remote_code: Run code that comes with the model.
 
     Attributes:
-        task: The task: that of the data module, once a trainer has both.
+        task: The task. A trainer sets it to that of the data module; before, it is Classification with its defaults.
 
     Raises:
         UserError: If the model folder does not exist, or an option is out of range.
@@ -105,6 +106,7 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def setup(self, stage: str) -> None:
+        """Checks precision and strategy, and takes the task of the data module; see ``LightningModule.setup``."""
         require(self.trainer.precision != "16-mixed", REFUSE_16_MIXED)
         strategy = self.trainer.strategy
         require(
@@ -139,6 +141,7 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def configure_model(self) -> None:
+        """Loads the model, once; see ``LightningModule.configure_model``."""
         if self.model is None:
             loaded = load_language_model(
                 self.name_or_path,
@@ -157,6 +160,7 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def configure_optimizers(self) -> Any:
+        """Creates the optimizer, its collectives and the scheduler; see ``LightningModule.configure_optimizers``."""
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
         if self._split:
@@ -185,6 +189,14 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Makes one step of the optimizer and logs its report. Called once for each training batch.
+
+        Returns:
+            ``{"loss": ..., "zo": StepReport}``, for callbacks.
+
+        Raises:
+            UserError: If the method has per-example directions that the task does not allow.
+        """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
@@ -229,16 +241,19 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs loss and scores. Called once for each validation batch."""
         self._evaluate("val", batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
+        """Steps a ReduceLROnPlateau scheduler by its metric. Called after each validation."""
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau) and self.validates_a_fit:
             scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs loss and scores. Called once for each test batch."""
         self._evaluate("test", batch)
 
     @override
@@ -246,7 +261,7 @@ class ZerothOrderModule(SignalSafeModule):
         """Returns the model's answers.
 
         Returns:
-            Where the model generates answers: ``generated``, one text for each example. Else ``chosen``, the number of
+            Where the model generates answers: ``generated``, one text for each example. Else ``chosen``, the index of
             the likeliest answer, shape (batch,), and ``probabilities`` of all answers, shape (batch, answers), 0 where
             there is no answer.
         """

@@ -24,8 +24,8 @@ class BatchScores:
     Attributes:
         losses: Loss of each example, shape (batch,), float32.
         scores: Scores of each example, between 0 and 1, by name.
-        chosen: Number of the chosen answer, shape (batch,), int64; None where answers are generated.
-        correct: Number of the correct answer, shape (batch,), int64; None where answers are generated.
+        chosen: Index of the chosen answer, shape (batch,), int64; None where answers are generated.
+        correct: Index of the correct answer, shape (batch,), int64; None where answers are generated.
     """
 
     losses: Tensor
@@ -39,8 +39,8 @@ class Objective:
 
     Args:
         kind: ``task`` is the cross-entropy over the answers' mean log-likelihoods or, in tasks with
-            ``train_on_likelihood``, minus the mean log-likelihood of the correct answer. ``lm`` is the latter for each
-            task. ``metric`` is one minus the answer's score, which has no gradient.
+            ``train_on_likelihood``, minus the mean log-likelihood of the correct answer. ``lm`` is minus this
+            log-likelihood for all tasks. ``metric`` is one minus the answer's score, which has no gradient.
         task: The task.
         tokenizer: The model's tokenizer; needed where answers are generated.
 
@@ -159,7 +159,7 @@ def _to_table(scores: Tensor, batch: AnswerBatch) -> Tensor:
 
 
 def _is_correct(chosen: Tensor, batch: AnswerBatch) -> Tensor:
-    """Tells whether each chosen answer is correct, shape (batch,), bool."""
+    """Returns whether each chosen answer is correct, shape (batch,), bool."""
     table = torch.zeros(len(batch.labels), batch.max_choices, dtype=torch.bool, device=chosen.device)
     table[batch.prompt_index, batch.choice_index] = batch.is_correct
     return table.gather(1, chosen[:, None])[:, 0]

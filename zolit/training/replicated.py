@@ -20,17 +20,20 @@ class ProcessCollectives(Collectives):
 
     @override
     def all_mean(self, own: Tensor) -> Tensor:
+        """Sums by an all-reduce, and divides; see ``Collectives.all_mean``."""
         dist.all_reduce(own)
         return own.div_(self.size)
 
     @override
     def all_gather(self, own: Tensor) -> Tensor:
+        """Gathers equal shapes, rank after rank; see ``Collectives.all_gather``."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts, dim=-1)
 
     @override
     def broadcast(self, own: Tensor) -> Tensor:
+        """Overwrites the tensor by that of the first rank; see ``Collectives.broadcast``."""
         dist.broadcast(own, 0)
         return own
 
@@ -45,6 +48,7 @@ class ReplicatedStrategy(DDPStrategy):
 
     @override
     def configure_ddp(self) -> None:
+        """Makes the weights of all ranks equal, without DDP's wrapper; see ``DDPStrategy.configure_ddp``."""
         assert self.model is not None
         _sync_module_states(self.model)
 

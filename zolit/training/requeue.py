@@ -28,30 +28,36 @@ class SignalSafeModule(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
+        """Adds the callback that runs deferred handlers after an exception."""
         # Lightning sets ``callbacks`` without declaring it, and warns if it replaces one by another of the same type.
         known = self.trainer.callbacks  # type: ignore[attr-defined]  # set, not declared
         return [] if any(type(callback) is _SignalsAfterException for callback in known) else [_SignalsAfterException()]
 
     @override
     def on_train_start(self) -> None:
+        """Defers signals from the start of training."""
         self._signals.enter_context(deferred_signals())
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Runs the handlers of deferred signals after a batch, and defers signals again."""
         self._signals.close()
         self._signals.enter_context(deferred_signals())
 
     @override
     def on_validation_start(self) -> None:
+        """Runs the handlers of deferred signals, and defers none during a validation."""
         self._signals.close()
 
     @override
     def on_validation_end(self) -> None:
+        """Defers signals again after a validation of a fit."""
         if self.validates_a_fit:
             self._signals.enter_context(deferred_signals())
 
     @override
     def on_train_end(self) -> None:
+        """Runs the handlers of deferred signals at the end of training."""
         self._signals.close()
 
     @property

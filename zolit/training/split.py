@@ -35,10 +35,12 @@ class SplitStrategy(ReplicatedStrategy):
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Options of samplers: every process gets all examples."""
         return {"num_replicas": 1, "rank": 0}
 
     @override
     def model_to_device(self) -> None:
+        """Removes the layers of other processes, and moves the other modules to the device."""
         module: Any = self.lightning_module
         self._rank_of_tensor = split_layers(module.model, dist.get_rank(), dist.get_world_size())
         # DDP's attribute for tensors that differ between processes.
@@ -61,6 +63,11 @@ class SplitStrategy(ReplicatedStrategy):
 
     @override
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Loads those weights of a whole model's checkpoint that this process holds.
+
+        Raises:
+            UserError: If the checkpoint lacks one of them.
+        """
         assert self.lightning_module is not None
         present = {name for name, tensor in self.lightning_module.state_dict().items() if not tensor.is_meta}
         given = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in present}
@@ -92,23 +99,28 @@ class SplitCollectives(Collectives):
 
     @override
     def all_mean(self, own: Tensor) -> Tensor:
+        """Returns the tensor of the first rank: all ranks compute the same loss; see ``Collectives.all_mean``."""
         return self.broadcast(own)
 
     @override
     def all_gather(self, own: Tensor) -> Tensor:
+        """Returns the tensor of the first rank: all ranks have the same examples; see ``Collectives.all_gather``."""
         return self.broadcast(own)
 
     @override
     def broadcast(self, own: Tensor) -> Tensor:
+        """Overwrites the tensor by that of the first rank; see ``Collectives.broadcast``."""
         dist.broadcast(own, 0)
         return own
 
     @override
     def owns(self, weight: Weight) -> bool:
+        """Returns True for weights of layers, and on the first rank for all weights; see ``Collectives.owns``."""
         return dist.get_rank() == 0 or id(weight.parameter) not in self._shared
 
     @override
     def all_sum(self, own: Tensor) -> Tensor:
+        """Sums by an all-reduce; see ``Collectives.all_sum``."""
         dist.all_reduce(own)
         return own
 

@@ -1,4 +1,4 @@
-"""The plain four-pass step, against its formula."""
+"""Compares the plain four-pass step with its formula."""
 
 from __future__ import annotations
 

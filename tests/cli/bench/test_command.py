@@ -149,6 +149,6 @@ def test_bad_options_end_in_one_sentence(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_no_cuda_device_is_said(bench: Bench) -> None:
+def test_a_missing_cuda_device_is_refused(bench: Bench) -> None:
     with pytest.raises(SystemExit, match="zolit: error: device: there is no CUDA device here"):
         bench("--device=cuda")

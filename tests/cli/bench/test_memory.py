@@ -42,7 +42,7 @@ def test_peak_counts_memory_within_an_operator() -> None:
 
 
 def test_memory_from_before_does_not_count() -> None:
-    """Even at an address that was measured, freed without a record and (most likely) reused; see ``peak_bytes``."""
+    """The address may be that of a measured block that was freed without a record; see ``peak_bytes``."""
     old = []
     peak_bytes(CPU, lambda: None, lambda: old.append(block(1 << 26)))
     old.clear()

@@ -1,4 +1,4 @@
-"""The filter against its closed form, and its two forms against each other."""
+"""Compares the filter with its closed form, and its two variants with each other."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_cosines_to_the_gradient_at_equal_forwards() -> None:
 
 
 @pytest.mark.parametrize(("directions", "share"), [(1, 0.5), (4, 0.1), (4, 1.0)])
-def test_there_must_be_good_and_other_probes(directions: int, share: float) -> None:
+def test_good_and_other_probes_are_needed(directions: int, share: float) -> None:
     with pytest.raises(UserError, match=r"directions|share"):
         Guiding(directions, share)
 

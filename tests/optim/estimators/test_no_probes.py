@@ -7,7 +7,7 @@ from torch import Tensor
 from zolit.optim.estimators.no_probes import NoProbes
 
 
-def test_nothing_is_asked_where_nothing_is_estimated() -> None:
+def test_no_loss_is_evaluated() -> None:
     def never(queries: Tensor) -> Tensor:
         raise AssertionError
 

@@ -117,7 +117,7 @@ def test_coefficients_are_attached_from_a_state() -> None:
     fresh.load_state_dict(state)
     assert torch.equal(fresh(IDS), model(IDS))
     kept = fresh.up.zo_coefficients
-    ZOAct(fresh, rank=1)  # existing coefficients are kept, whatever the rank
+    ZOAct(fresh, rank=1)  # existing coefficients are kept, also with another rank
     assert fresh.up.zo_coefficients is kept
 
 

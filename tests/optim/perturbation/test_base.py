@@ -1,4 +1,4 @@
-"""What all laws of independent numbers have in common: moments, independence, pieces and memory."""
+"""Tests of all laws of independent numbers: moments, independence, pieces and memory."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from zolit.optim.perturbation.gaussian import Gaussian
 
 
 def test_without_learning_it_is_mezo() -> None:
-    """To the bit, with one more forward."""
+    """The weights are equal to the bit, with one more forward a step."""
     models = [layered(), layered()]
     one, other = HiZOO(models[0], lr=1e-3, smoothing=0.0), MeZO(models[1], lr=1e-3)
     closures = [regression(model) for model in models]
@@ -38,7 +38,7 @@ class Bowl(nn.Module):
 
 
 def test_the_diagonal_finds_the_ratios_of_the_hessian() -> None:
-    """h is at rest where h ∝ H: the ratios of the Hessian are found, and its scale is not."""
+    """h stays constant if h ∝ H. It therefore finds the ratios of the Hessian, but not its scale."""
     model = Bowl()
     optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian())
     for _ in range(1200):
@@ -52,7 +52,7 @@ def test_the_diagonal_finds_the_ratios_of_the_hessian() -> None:
     assert float(before.std() / before.mean()) > 1.0
 
 
-def test_one_rule_for_one_step() -> None:
+def test_one_step_follows_the_rule() -> None:
     """h ← (1 - α)h + α|l₊ + l₋ - 2l₀| hz²/2ε², with the z that was probed."""
     model, eps, alpha = Bowl(), 1e-2, 0.1
     optimizer = HiZOO(model, lr=0.0, eps=eps, smoothing=alpha, perturbation=Gaussian())
@@ -74,7 +74,7 @@ def test_one_rule_for_one_step() -> None:
 
 
 def test_needs_curvatures() -> None:
-    """Refused before a step has moved a weight."""
+    """The combination is refused before a step has moved a weight."""
     model = layered()
     with pytest.raises(UserError, match="estimator: DiagonalCurvature learns"):
         ZerothOrder(model, perturbation=DiagonalCurvature(0.1))

@@ -1,4 +1,4 @@
-"""Normal numbers."""
+"""Directions of normal numbers."""
 
 from __future__ import annotations
 

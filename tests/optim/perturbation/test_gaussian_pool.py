@@ -1,4 +1,4 @@
-"""Normal numbers that are cut from a pool."""
+"""Directions that are windows of a pool of normal numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pool_draw(law: GaussianPool, numel: int, key: int, dtype: torch.dtype = torc
     return law.draw(Weight("w", nn.Parameter(torch.zeros(numel, dtype=dtype)), 0), key, 0, numel, dtype)
 
 
-def test_pool_is_scaled_and_drawn_anew_each_step() -> None:
+def test_pool_is_scaled_and_drawn_again_each_step() -> None:
     law = GaussianPool()
     draws = []
     for step in (0, 1, 0):
@@ -47,7 +47,7 @@ def test_pool_offsets_reach_both_ends_and_both_signs() -> None:
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_why_the_pool_is_drawn_anew(fresh: bool) -> None:
+def test_why_the_pool_is_drawn_again(fresh: bool) -> None:
     """The mean of ⟨u, g⟩u over 20,000 steps, for a short piece of a small pool, is g; a pool that stays is biased.
 
     With as many offsets as dimensions, E[uuᵀ] over one pool is a sample covariance that is far from the identity.

@@ -1,4 +1,4 @@
-"""Random signs."""
+"""Directions of random signs."""
 
 from __future__ import annotations
 

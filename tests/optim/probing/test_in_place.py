@@ -193,7 +193,7 @@ def test_autocast_cache_is_clean_after_a_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_an_interrupted_move_is_undone(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, call: int) -> None:
-    """Ctrl-C arrives between two pieces of one weight: each piece is restored from where it was."""
+    """Ctrl-C arrives between two pieces of one weight: each piece is restored from the point that it has reached."""
     model = nn.Linear(1, CPU_CHUNK + 10, bias=False).to(dtype)
     before = model.weight.detach().clone()
     optimizer = MeZO(model, eps=1e-2)

@@ -1,4 +1,4 @@
-"""The knapsack against brute force, and the training of both sets of weights."""
+"""Compares the knapsack with brute force, and the training of both sets of weights with their own methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam and backpropagation against torch's own optimizers, fed with the same gradients."""
+"""Compares Adam and backpropagation with torch's own optimizers on the same gradients."""
 
 from __future__ import annotations
 

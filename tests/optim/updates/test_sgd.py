@@ -27,7 +27,7 @@ def test_decay_shrinks_matrices_and_not_vectors() -> None:
         assert torch.allclose(after, factor * before[name], rtol=1e-12), name
 
 
-def test_decay_reaches_blocks_that_were_not_chosen() -> None:
+def test_decay_reaches_blocks_that_were_not_sampled() -> None:
     model = layered(torch.float64)
     before = weights_of(model)
     optimizer = CurvZO(model, lr=0.1, weight_decay=0.5, budget=0.2)
@@ -65,7 +65,7 @@ def test_decay_enters_the_velocity() -> None:
     assert torch.allclose(model.head.weight, twice * before["head.weight"])
 
 
-def test_momentum_carries_blocks_that_were_not_chosen() -> None:
+def test_momentum_moves_blocks_that_were_not_sampled() -> None:
     model = layered(torch.float64)
     optimizer = CurvZO(model, lr=1e-4, momentum=0.9, budget=0.4)
     closure = regression(model)
@@ -83,8 +83,8 @@ def test_momentum_carries_blocks_that_were_not_chosen() -> None:
     assert carried > 20
 
 
-def test_blocks_that_were_not_chosen_are_not_touched() -> None:
-    """To the bit, also in float32, where moving and restoring them would change the last bits."""
+def test_blocks_that_were_not_sampled_are_not_touched() -> None:
+    """They are equal to the bit, also in float32, where moving and restoring them would change the last bits."""
     model = layered()
     optimizer = CurvZO(model, lr=1e-2, budget=0.4)
     closure = regression(model)
@@ -146,7 +146,7 @@ def meta(name: str, numel: int, dtype: torch.dtype = torch.bfloat16) -> Weight:
     return Weight(name, nn.Parameter(torch.empty(numel, dtype=dtype, device="meta")), 0)
 
 
-def test_pieces_are_grouped_where_launching_takes_long() -> None:
+def test_pieces_are_grouped_on_devices_with_slow_launches() -> None:
     most = 1 << 22
     a, b, c, d = meta("a", most - 8), meta("b", 8), meta("c", 8), meta("d", 8, torch.float32)
     pieces = [(a, 0, most - 8), (b, 0, 8), (c, 0, 4), (c, 4, 8), (d, 0, 8)]
@@ -158,7 +158,7 @@ def test_pieces_are_grouped_where_launching_takes_long() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_groups_move_weights_as_single_pieces_do(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """To the bit where nothing is rounded at random, otherwise to one unit in the last place."""
+    """The results are equal to the bit without stochastic rounding, else up to one unit in the last place."""
     runs = []
     for together in (False, True):
         if together:

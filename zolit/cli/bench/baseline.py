@@ -1,4 +1,4 @@
-"""The baseline: MeZO's step as in its paper, with four passes over the weights."""
+"""The baseline of the benchmark: MeZO's step as in its paper, with four passes over the weights."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class FourPass:
 
     @torch.no_grad()
     def move(self, distance: float) -> None:
-        """Adds ``distance`` times this step's z to the weights."""
+        """Adds ``distance`` times this step's z to the weights. Called four times a step."""
         self._generator.manual_seed(self._seed)
         for parameter in self._parameters:
             parameter.add_(self.noise(parameter), alpha=distance)
 
     def noise(self, parameter: Tensor) -> Tensor:
-        """Draws z for the next parameter, with its shape and type."""
+        """Draws z for the next parameter, with its shape and type. Called for each parameter in each pass."""
         return torch.normal(
             0.0, 1.0, parameter.shape, generator=self._generator, dtype=parameter.dtype, device=parameter.device
         )

@@ -87,7 +87,7 @@ def bench(
         tokens: Tokens of each example.
         seconds: Time for the rounds of each precision; there are at least three rounds.
         device: Device of the model; auto is CUDA if there is a CUDA device.
-        perturbation: Distribution of the directions; default is the method's own, a pool.
+        perturbation: Law of the directions: gaussian, pool, or default, the method's own. Some methods fix their law.
         probing: streamed, joint, in_place, or several separated by commas.
         json: File for all results; null writes none.
 

@@ -1,4 +1,4 @@
-"""Measures one precision. All candidates take turns, so that a slowdown of the machine affects all of them."""
+"""Measures the methods in one precision. They take turns, so that a slowdown of the machine affects all of them."""
 
 from __future__ import annotations
 

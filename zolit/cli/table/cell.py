@@ -20,7 +20,7 @@ COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_b
 
 
 def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str | None) -> dict[str, Any]:
-    """Runs one cell with one seed, from its last checkpoint on if there is one, and writes its result.
+    """Runs one cell with one seed, and writes its result. Continues from the last checkpoint if there is one.
 
     The test uses the checkpoint with the best validation score. Without test data, the validation score is the result.
 

@@ -43,8 +43,8 @@ def table(
         only: Names of rows and tasks to run; all others are left out.
         scale: A configuration that is applied last, for example a smaller model and fewer steps.
         files: A folder of local data: FOLDER/sst2/train.jsonl, validation.jsonl and test.jsonl, and so on.
-        list_runs: List the runs with their numbers, and run nothing.
-        index: Number of the only run to make, such as $SLURM_ARRAY_TASK_ID.
+        list_runs: List the runs with their indices, and run nothing.
+        index: Index of the only run to make, from 0, such as $SLURM_ARRAY_TASK_ID.
         code: Python files with the user's classes, for the processes of the runs.
 
     Raises:

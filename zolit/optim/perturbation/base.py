@@ -38,10 +38,10 @@ class DrawnDirections(Protocol):
 
 
 class Perturbation(Stage):
-    """A law of random directions with mean 0 and covariance I. Directions are drawn from keys and never stored.
+    """A law (probability distribution) of random directions, with mean 0 and covariance I.
 
-    Subclasses draw from a private generator or from a hash. They draw float32 numbers for all types of weights. A law
-    with another covariance documents it.
+    Directions are drawn from keys and never stored. Subclasses draw from a private generator or from a hash. They draw
+    float32 numbers for all types of weights. A law with another covariance documents it.
 
     Attributes:
         draws_persist: Whether a drawn tensor keeps its values until the next step begins.

@@ -28,7 +28,7 @@ def test_input_sides_fill_the_span_of_an_examples_tokens() -> None:
         projection = basis.T @ basis
         torch.testing.assert_close(found @ projection, found, atol=1e-5, rtol=0)
         errors = (found.T @ found / draws - projection) * draws**0.5
-        # Of variance PᵢᵢPⱼⱼ + Pᵢⱼ², .5 at most here; λ takes some hundredths off the projection.
+        # The variance is PᵢᵢPⱼⱼ + Pᵢⱼ², here at most .5. λ lowers the projection by some hundredths.
         assert float(projection.diagonal().max()) < 0.5
         assert float(errors.abs().max()) < 2.0
         assert float((found.T @ found / draws).trace()) == pytest.approx(len(basis), rel=0.15)

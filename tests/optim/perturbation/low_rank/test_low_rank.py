@@ -1,4 +1,4 @@
-"""Directions that are products of thin matrices, cut from a pool."""
+"""Directions that are products of thin matrices. Their factors are windows of a pool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zolit.optim.randomness import Step, fold_in
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_is_of_its_rank_and_a_vector_is_dense(rank: int) -> None:
+def test_a_matrix_has_the_rank_and_a_vector_is_dense(rank: int) -> None:
     law = LowRank(rank)
     law.begin_step(Step(0, 1))
     assert int(torch.linalg.matrix_rank(whole(law, weight(7, 5), fold_in(1)))) == rank

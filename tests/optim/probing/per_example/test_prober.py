@@ -1,4 +1,4 @@
-"""Examples with one direction each, against each example by itself with weights that are written."""
+"""Compares per-example probing with single examples at weights that are written."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FULL = torch.ones_like(IDS)
 
 
 def one_by_one(directions: Directions, losses: Callable[[Tensor, Tensor], Tensor], c: float, rows: int = 1) -> Tensor:
-    """Returns each example's loss by itself, at weights that are written; of several rows, the product of losses."""
+    """Returns the loss of each single example at weights that are written; for several rows, the product of losses."""
     found = []
     for index in range(0, len(IDS), rows):
         with moved_along(directions, index, c):

@@ -39,7 +39,7 @@ def test_falls_back_where_the_model_bypasses_attributes() -> None:
     assert same(runs[0][1], runs[1][1])
 
 
-def test_a_weight_that_is_chosen_late_is_checked_then() -> None:
+def test_a_weight_is_checked_when_it_is_first_sampled() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()

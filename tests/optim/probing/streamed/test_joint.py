@@ -17,7 +17,7 @@ from zolit.optim.perturbation.base import Perturbation
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("law", LAWS)
-def test_joint_probes_are_the_same_probes(law: Callable[[], Perturbation], directions: int) -> None:
+def test_joint_probes_measure_the_same_losses(law: Callable[[], Perturbation], directions: int) -> None:
     runs, calls = [], []
     for probing in ("joint", "streamed"):
         model, closure = zoo(torch.float64, batch_first=True)
@@ -35,7 +35,7 @@ def test_joint_probes_are_the_same_probes(law: Callable[[], Perturbation], direc
 
 
 def test_a_closure_that_does_not_repeat_its_batch_is_probed_singly() -> None:
-    """The second step warns, once: the first probes of a weight are single ones in any case."""
+    """The second step warns, once. The first probes of a weight are always single."""
     model = layered()
     optimizer, closure, repeats = MeZO(model, probing="joint"), regression(model), []
 
@@ -107,7 +107,7 @@ def test_joint_probes_of_partly_frozen_norms(seed: int) -> None:
 
 
 def test_positions_are_not_taken_for_examples() -> None:
-    """Positions of shape (tokens,), as in nanoGPT, of an even number."""
+    """Positions have shape (tokens,), as in nanoGPT, and their number is even."""
     torch.manual_seed(0)
     words, places, head = nn.Embedding(9, 6), nn.Embedding(6, 6), nn.Linear(6, 9)
     model = nn.ModuleList([words, places, head])

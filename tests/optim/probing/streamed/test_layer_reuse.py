@@ -1,4 +1,4 @@
-"""Layers before all perturbed weights are computed once a step, and only where that changes no loss."""
+"""Layers before all perturbed weights are computed once a step, if this changes no loss."""
 
 from __future__ import annotations
 

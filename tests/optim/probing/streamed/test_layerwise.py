@@ -1,4 +1,4 @@
-"""Weights that are perturbed layer by layer, as on a GPU, against views that perturb at each use."""
+"""Compares weights that are perturbed layer by layer, as on a GPU, with views that perturb at each use."""
 
 from __future__ import annotations
 

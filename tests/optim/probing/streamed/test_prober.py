@@ -1,4 +1,4 @@
-"""Probing that never writes the weights, against in-place probing and against weights that are written."""
+"""Compares probing that never writes the weights with in-place probing and with weights that are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zolit.optim.probing.streamed.weight import PerturbedWeight
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("directions", [1, 3])
 def test_losses_are_those_of_weights_that_are_moved(law: Callable[[], Perturbation], directions: int) -> None:
-    """For every way to read a weight, tied weights and buffers included, in float64: they differ by rounding alone."""
+    """In float64 they differ by rounding alone, for every way to read a weight, tied weights and buffers included."""
     runs = []
     for probing in ("streamed", "in_place"):
         model, closure = zoo(torch.float64)
@@ -47,7 +47,7 @@ def test_losses_in_low_precision(dtype: torch.dtype, tolerance: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_weight_is_seen_as_if_it_were_moved(dtype: torch.dtype) -> None:
-    """Modules compute with what in-place probing writes: to the bit in 16 bits, to rounding in float32."""
+    """Modules compute with the weights that in-place probing writes: to the bit in 16 bits, else up to rounding."""
     seen = []
     for probing in ("streamed", "in_place"):
         model, closure = zoo(dtype)
@@ -146,7 +146,7 @@ def test_an_error_of_the_closure_does_not_end_streaming() -> None:
     assert optimizer.prober._fallback is None
 
 
-def test_unchosen_weights_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_outside_of_the_sample_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     model = layered()
     optimizer = CurvZO(model, budget=0.3)
     made: list[str] = []

@@ -1,4 +1,4 @@
-"""Streamed probing of random modules, against directions that are stored and weights that are written."""
+"""Compares streamed probing of random modules with stored directions and weights that are written."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_equals_stored_directions(
 # peft's, of transformers
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_lora_through_peft() -> None:
-    """Adapters are perturbed and the base is not; losses equal those in place."""
+    """Adapters are perturbed, the base model is not, and losses equal those of in-place probing."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -212,7 +212,7 @@ def sample(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def within(samples: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Tells whether the mean is within five standard errors."""
+    """Returns whether the mean is within five standard errors."""
     error = samples.std(0) / len(samples) ** 0.5
     return bool(((samples.mean(0) - expected).abs() < 5 * error).all())
 

@@ -54,7 +54,7 @@ def estimates(optimizer: ZerothOrder, model: LinearLoss, steps: int) -> Tensor:
 
 
 def within(samples: Tensor, expected: Tensor) -> bool:
-    """Tells whether the mean is within five standard errors."""
+    """Returns whether the mean is within five standard errors."""
     error = samples.std(0) / len(samples) ** 0.5
     return bool(((samples.mean(0) - expected).abs() < 5 * error + 1e-9).all())
 
@@ -132,7 +132,7 @@ def test_sample_frequencies_are_the_probabilities() -> None:
     assert float((covariance - covariance.diag().diag()).abs().max()) < 0.02
 
 
-def test_sample_of_a_block_depends_on_its_name_and_not_on_its_place() -> None:
+def test_sample_of_a_block_depends_on_its_name_and_not_on_its_position() -> None:
     forward, backward = layered(), layered(order=("head", "norm", "layers", "embed"))
     picks = []
     for model in (forward, backward):
@@ -257,7 +257,9 @@ def test_uniform_with_an_adaptive_budget() -> None:
     for _ in range(40):
         optimizer.step(model)
         report = optimizer.last_step.selection
-        below = report.probabilities.sort().values[:-1]  # the likeliest one carries the chance that none is drawn
+        below = report.probabilities.sort().values[
+            :-1
+        ]  # the likeliest block includes the probability that no block is drawn
         assert float(below.max() - below.min()) < 1e-12
         budgets.append(report.budget / 16)
     assert budgets[0] == pytest.approx(0.8, abs=1e-6)

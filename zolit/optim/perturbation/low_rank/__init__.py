@@ -1,1 +1,1 @@
-"""Distributions of low-rank directions: products of two thin matrices."""
+"""Laws of low-rank directions: products of two thin matrices."""

@@ -27,7 +27,7 @@ class ActivationSubspace(PooledFactors):
     contains most of the gradient: E[⟨G, Δ⟩ Δ] = G AAᵀ. A is orthonormal, of shape (d, r). Before each step, one forward
     of the batch shows the activations X, and K power iterations find A. X is then dropped at once. Embeddings, norms,
     biases and tied output heads get dense directions. If the batch is split into micro-batches, only the first one
-    counts. With several ranks, only the first rank counts.
+    counts. With several ranks, all ranks use the A of the first rank.
 
     Args:
         rank: r. In the ablation of the paper, rank 1 is better than 4 and 16.

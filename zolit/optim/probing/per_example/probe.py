@@ -53,7 +53,9 @@ class PerExampleProbe:
 
     def _require_ids(self, enough: bool) -> None:
         count = self.directions.count
-        require(enough, f"step: {count} examples are named (examples=...), but the batch has another number of them")
+        require(
+            enough, f"step: {count} examples are named (examples=...), but the batch has another number of examples"
+        )
 
     def enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Counts the examples of a forward by its first tensor argument. A hook, called before the model runs."""

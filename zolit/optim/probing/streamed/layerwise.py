@@ -24,7 +24,7 @@ _SMALL = 1 << 24
 def pays(device: torch.device) -> bool:
     """Returns whether it is faster to perturb a layer at once. Called once for each call of the prober.
 
-    It is not on a CPU, where each weight should stay in the cache.
+    On a CPU it is slower, because a weight should stay in the cache.
     """
     return device.type not in ("cpu", "meta")
 

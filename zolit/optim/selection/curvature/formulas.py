@@ -23,7 +23,7 @@ def curvature_score(derivative: float, squared_norms: Tensor) -> Tensor:
 
     Args:
         derivative: Δ.
-        squared_norms: ‖u_b‖², 0 if a unit was not chosen, any shape.
+        squared_norms: ‖u_b‖², 0 if a unit was not sampled, any shape.
 
     Returns:
         s, of the shape and type of ``squared_norms``. Its sum is Δ².
@@ -41,7 +41,7 @@ def unbiased_score(derivative: float, squared_norms: Tensor, probabilities: Tens
 
     Args:
         derivative: Δ.
-        squared_norms: ‖u_b‖², 0 if a unit was not chosen, shape (n,).
+        squared_norms: ‖u_b‖², 0 if a unit was not sampled, shape (n,).
         probabilities: π, shape (n,).
         sizes: d, shape (n,).
 

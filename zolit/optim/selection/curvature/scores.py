@@ -13,10 +13,10 @@ from zolit.optim.selection.curvature.formulas import curvature_score, unbiased_s
 ScoreRule = Literal["sampled", "corrected", "literal", "unbiased"]
 """How to smooth scores:
 
-- ``sampled``: s̄_b ← (1-β) s̄_b + β s_b if b was chosen. Otherwise s̄_b does not change. It estimates
-  E[s_b | b chosen], which does not have π_b as a factor.
+- ``sampled``: s̄_b ← (1-β) s̄_b + β s_b if b was sampled. Otherwise s̄_b does not change. It estimates
+  E[s_b | b sampled], which does not have π_b as a factor.
 - ``corrected``: s̄_b ← (1-β) s̄_b + β s_b/π_b for all b. It has the same expectation and a larger variance.
-- ``literal``: eq. (8) as printed, s̄_b ← (1-β) s̄_b + β s_b for all b, with s_b = 0 if b was not chosen. E[s_b] is
+- ``literal``: eq. (8) as printed, s̄_b ← (1-β) s̄_b + β s_b for all b, with s_b = 0 if b was not sampled. E[s_b] is
   proportional to π_b, and π_b grows with s̄_b. A block with a low score is therefore sampled less, and its score falls
   further. π collapses to a few large blocks. This rule is for comparison only.
 - ``unbiased``: eq. (41) for all b. Its expectation is ‖g_b‖². Its variance is large. Negative averages count as 0.
