@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
 from zolit.tasks.metrics import MeanScore
 from zolit.tasks.task import Task
+from zolit.training.checkpoint_io import AtomicCheckpointIO
 from zolit.training.objective import Kind, Objective
 from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
 from zolit.training.requeue import SignalSafeModule
@@ -114,6 +116,8 @@ class ZerothOrderModule(SignalSafeModule):
             f"trainer.strategy: {type(strategy).__name__} is not supported; use replicated or, for a "
             "model larger than one device, split",
         )
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = AtomicCheckpointIO()
         self._split = isinstance(strategy, SplitStrategy)
         require(
             not (self._split and self._tuning.num_prefix_tokens),
