@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
@@ -15,6 +13,7 @@ import yaml
 import zolit
 from tests.conftest import ROOT, Fit
 from tests.helpers.examples import MAKERS, records
+from tests.helpers.options import defaults
 from tests.helpers.words import write
 from zolit.cli.lightning_cli import ZolitCLI
 from zolit.methods import __all__ as zolit_methods
@@ -172,13 +171,9 @@ def test_tunings_compose(zolit: Fit, tuning: str) -> None:
 def test_method_configs_hold_the_defaults_of_their_class(method: str) -> None:
     """A reader of the YAML and a reader of the docstring see the same numbers."""
     optimizer = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text())["model"]["optimizer"]
-    defaults: dict[str, Any] = {}
-    for base in reversed(getattr(zolit, optimizer["class_path"].removeprefix("zolit.")).__mro__):
-        # a method's constructor names its own options; its base class names the shared ones
-        parameters = inspect.signature(base.__init__).parameters
-        defaults |= {name: parameter.default for name, parameter in parameters.items()}
+    known = defaults(getattr(zolit, optimizer["class_path"].removeprefix("zolit.")))
     for option, value in optimizer["init_args"].items():
-        default = defaults[option]
+        default = known[option]
         assert value == (list(default) if isinstance(default, tuple) else default), option
 
 

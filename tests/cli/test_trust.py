@@ -16,8 +16,8 @@ from tests.conftest import QUIET, ROOT, Fit, summary
 from zolit.cli import export
 from zolit.cli.main import main
 from zolit.cli.table.spec import read_table
-from zolit.cli.trust import check_checkpoint
 from zolit.errors import UserError
+from zolit.training.checkpoint_io import AtomicCheckpointIO, check_checkpoint
 
 LAMBDA = "torch.optim.lr_scheduler.LambdaLR"
 CALLBACK = "lightning.pytorch.callbacks.LambdaCallback"
@@ -150,6 +150,39 @@ def test_damaged_and_evil_checkpoints_are_refused(saved: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="may hold code") as caught:
         check_checkpoint(str(file))
     assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("way", ["a file", "hpc", "export"])
+def test_every_way_to_load_a_checkpoint_checks_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path, way: str
+) -> None:
+    damaged = bytearray(saved.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    folder = tmp_path / "requeued"
+    folder.mkdir()
+    (folder / "hpc_ckpt_1.ckpt").write_bytes(damaged)
+    fit = [
+        "fit",
+        "--config=configs/quickstart.yaml",
+        *QUIET,
+        f"--trainer.logger.init_args.save_dir={tmp_path / 'again'}",
+    ]
+    commands = {
+        "a file": [*fit, f"--ckpt_path={folder / 'hpc_ckpt_1.ckpt'}"],
+        "hpc": [*fit, f"--trainer.default_root_dir={folder}", "--ckpt_path=hpc"],
+        "export": ["export", f"--ckpt_path={folder / 'hpc_ckpt_1.ckpt'}", f"--output={tmp_path / 'out'}"],
+    }
+    config = ["--config", str(saved.parent.parent / "config.yaml")] if way == "export" else []
+    said = error_of(monkeypatch, capsys, *commands[way], *config)
+    assert "hpc_ckpt_1.ckpt is damaged, its part" in said
+
+
+def test_loading_never_runs_code(tmp_path: Path) -> None:
+    """Also where the caller allows it, as Lightning does for addresses."""
+    torch.save({"state_dict": {}, "payload": Evil(tmp_path / "proof")}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="may hold code"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not (tmp_path / "proof").exists()
 
 

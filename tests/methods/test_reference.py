@@ -134,7 +134,7 @@ def test_moves_along_the_direction_that_was_probed(dtype: torch.dtype, options: 
 
         def spy() -> Tensor:
             seen.append(seen_by(model))  # noqa: B023  # called within this round alone
-            return closure()  # noqa: B023
+            return closure()  # noqa: B023  # called within this round alone
 
         optimizer.step(spy)
         after, report = weights_of(model), optimizer.last_step.selection

@@ -5,11 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
 _LARGEST_MMAP_THRESHOLD = 32 << 20
-
-
 _KEPT = 1 << 30
 
 

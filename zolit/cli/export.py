@@ -13,11 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from zolit.cli.moved_names import find_moved, moved_sentence
-from zolit.cli.trust import check_checkpoint, check_files, restrict_imports
+from zolit.cli.trust import check_files, restrict_imports
 from zolit.errors import UserError, require
 from zolit.models.loading import load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
+from zolit.training.checkpoint_io import check_checkpoint
 
 
 def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_code: bool = False) -> None:

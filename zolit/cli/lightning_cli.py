@@ -18,7 +18,7 @@ from typing_extensions import override
 from zolit.cli.code import HELP, OPTION, OWN_MODULES, import_code, split_code
 from zolit.cli.parser import ZolitParser, with_default_method
 from zolit.cli.predictions import predictions
-from zolit.cli.trust import check_checkpoint, check_configuration, check_files, require_local, restrict_imports
+from zolit.cli.trust import check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
 from zolit.errors import UserError, require
 from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
@@ -45,13 +45,11 @@ class ZolitCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Checks the checkpoint; its hyperparameters are not read."""
+        """Refuses addresses. The hyperparameters of the checkpoint are not read."""
         # The base class lays the checkpoint's ``hyper_parameters`` over the command line: a stranger's options.
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None:
             require_local(path)
-            if Path(path).is_file():
-                check_checkpoint(str(path))
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -59,7 +57,6 @@ class ZolitCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         check_configuration(config, ZolitParser.command_line, OWN_MODULES)
-        config.weights_only = True
         # On a CPU, Lightning would change 16-mixed to bf16-mixed with a warning.
         require(str(trainer.precision) not in ("16-mixed", "16"), REFUSE_16_MIXED)
         require(

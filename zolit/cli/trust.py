@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml  # type: ignore[import-untyped]  # it has no type hints
 from jsonargparse import Namespace, set_parsing_settings
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from zolit.errors import UserError, require
-from zolit.optim.optimizer import ZerothOrder
 
 TRUSTED = ("lightning", "torch", "zolit", "zolit_callbacks")
 """Packages whose classes a class path may name."""
-
-_WANTED = {"model.optimizer": (ZerothOrder,), "model.lr_scheduler": (LRScheduler, ReduceLROnPlateau)}
-"""What the classes of options must derive from, where the option takes a function that returns an object."""
-
 
 _MOST_ALIASES = 100
 _LARGEST_FILE = 1 << 20
@@ -91,12 +83,6 @@ def check_configuration(config: Namespace, args: Sequence[str], own: Collection[
             f"{option}: {name} is a function, which a configuration cannot name; put your own into a file and give it "
             "by --code FILE.py",
         )
-        wanted = _WANTED.get(option)
-        require(
-            wanted is None or (inspect.isclass(value) and issubclass(value, wanted)),
-            f"{option}: {name} is not a {wanted[0].__name__ if wanted else ''}; `zolit fit --{option}.help` says what "
-            "is possible",
-        )
     require(
         not config.model.trust_remote_code or any(arg.startswith("--model.trust_remote_code") for arg in args),
         "model.trust_remote_code: a configuration cannot allow the code of a model; if you trust the model's author, "
@@ -130,31 +116,6 @@ def _resolved(class_path: str) -> Any:
     """Returns the object that a class path names; jsonargparse has imported its module already."""
     module, _, name = class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def check_checkpoint(path: str) -> None:
-    """Checks that a file is a whole checkpoint of plain data. Called before anything else reads it.
-
-    Raises:
-        UserError: If the file is cut or changed, is no checkpoint, or holds code.
-    """
-    advice = "resume from another save of the run, such as best.ckpt"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"ckpt_path: {path} is not a whole checkpoint ({error}); {advice}") from None
-    require(damaged is None, f"ckpt_path: {path} is damaged, its part {damaged} was changed; {advice}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch raises many kinds, and its message advises to load the code
-        raise UserError(
-            f"ckpt_path: {path} is not a checkpoint of plain data; it was not loaded, since it may hold code"
-        ) from None
-    require(
-        isinstance(content, dict) and isinstance(content.get("state_dict"), dict),
-        f"ckpt_path: {path} is not a checkpoint of zolit, it has no weights; {advice}",
-    )
 
 
 def require_local(path: str | Path) -> None:

@@ -18,8 +18,6 @@ from zolit.models.loading import is_masked_lm, load_tokenizer
 from zolit.tasks.task import Question, Record, Task
 
 SEPARATOR = "\n\n"
-
-
 TokenizedQuestions = list[tuple[list[int], list[list[int]]]]
 """For each question, the token ids of the prompt and those of each answer."""
 

@@ -1,14 +1,18 @@
-"""Saves checkpoints so that a file under its true name is always whole."""
+"""Saves checkpoints so that a file under its true name is always whole, and loads whole files of plain data only."""
 
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
+
+from zolit.errors import UserError, require
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,6 +47,42 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, loc: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Checks and loads a checkpoint; see ``CheckpointIO.load_checkpoint``. Never runs code that a file holds."""
+        check_checkpoint(path)
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Checks that a file is a whole checkpoint of plain data. Called before a checkpoint is used.
+
+    Raises:
+        UserError: If the file is cut or changed, is no checkpoint, or holds code.
+    """
+    advice = "resume from another save of the run, such as best.ckpt"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(f"ckpt_path: {path} is not a whole checkpoint ({error}); {advice}") from None
+    require(damaged is None, f"ckpt_path: {path} is damaged, its part {damaged} was changed; {advice}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises many kinds, and its message advises to load the code
+        raise UserError(
+            f"ckpt_path: {path} is not a checkpoint of plain data; it was not loaded, since it may hold code"
+        ) from None
+    require(
+        isinstance(content, dict) and isinstance(content.get("state_dict"), dict),
+        f"ckpt_path: {path} is not a checkpoint of zolit, it has no weights; {advice}",
+    )
 
 
 def _sync_folder(folder: Path) -> None:

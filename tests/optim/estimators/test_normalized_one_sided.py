@@ -60,4 +60,4 @@ def test_out_of_range() -> None:
         with pytest.raises(UserError, match="directions"):
             make()
     with pytest.raises(UserError, match="variant"):
-        NormalizedOneSided(4, "published")  # type: ignore[arg-type]
+        NormalizedOneSided(4, "published")

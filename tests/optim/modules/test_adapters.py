@@ -135,4 +135,4 @@ def test_validates_and_resumes_from_the_command(zolit: Fit, tmp_path: Path) -> N
 @pytest.mark.parametrize(("option", "options"), [("rank", {"rank": 0}), ("pattern", {"pattern": "nobody"})])
 def test_out_of_range(option: str, options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=option):
-        ZOAct(Two(), **options)  # type: ignore[arg-type]
+        ZOAct(Two(), **options)

@@ -49,8 +49,6 @@ PERTURBATIONS: dict[str, Callable[[], Perturbation | None]] = {
 
 # The rate is too small to change the model, but the update is computed.
 LR, EPS = 1e-7, 1e-3
-
-
 WIDTH = 120  # columns of the table in a file or a pipe
 
 

@@ -14,8 +14,6 @@ from zolit.cli.lightning_cli import run as run_command
 from zolit.cli.table.spec import Run, Table, arguments
 
 RESULT = "result.json"
-
-
 COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
 
 

@@ -14,8 +14,6 @@ from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.randomness import Generators, fold_in
 
 _HALF_RANGE = 1 << 31
-
-
 _LEAST_SQUARE = torch.tensor(2.0**-64, dtype=torch.float32)
 
 

@@ -20,11 +20,7 @@ from zolit.optim.randomness import Generators, Step, fold_in, key_of
 
 _PURPOSE = key_of("update")
 _SEED = 0x726F756E64
-
-
 _PERIOD = 1 << 16
-
-
 Rounding = Literal["stochastic", "nearest"]
 """How to round the result of an update of weights of 16 bits."""
 

@@ -96,8 +96,6 @@ def _decays(weight: Weight) -> bool:
 
 
 _GROUP_SIZE = 1 << 22
-
-
 Piece = tuple[Weight, int, int]
 """A weight, the index of the first element of a piece, and the index after its last element."""
 

@@ -14,8 +14,6 @@ from zolit.optim.perturbation.low_rank.span import Span, SpanInputs
 from zolit.optim.randomness import Step, key_of
 
 _TOKENS = key_of("tokens")
-
-
 _EMBEDDING_SCALE = 0.3
 """Factor of directions over matrices in which rows are looked up."""
 

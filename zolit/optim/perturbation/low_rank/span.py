@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 _SMALLEST = 1e-12
-
-
 _RIDGE = 0.03
 """λ, which is added to the diagonal of X Xᵀ."""
 

@@ -16,8 +16,6 @@ from zolit.optim.probing.streamed.weight import PerturbedWeight
 from zolit.optim.probing.views import Sites
 
 _LARGEST_SHARE = 1 / 20
-
-
 _SMALL = 1 << 24
 
 
