@@ -63,6 +63,7 @@ def spec(class_path: str, **init_args: Any) -> dict[str, Any]:
         ({"model": {"lr_scheduler": spec("os.system", command="touch {}")}}, "os.system is not a class"),
         ({"model": {"lr_scheduler": spec(LAMBDA, lr_lambda="os.system")}}, "os.system is not a class"),
         ({"model": {"lr_scheduler": spec(LAMBDA, lr_lambda="torch.load")}}, "load is a function"),
+        ({"model": {"lr_scheduler": spec(LAMBDA, lr_lambda="torch.Tensor.add")}}, "add is a function"),
         ({"model": {"lr_scheduler": spec("torch.nn.Linear", in_features=1, out_features=1)}}, "model.lr_scheduler"),
         ({"model": {"optimizer": spec("torch.hub.load", repo_or_dir="x", model="y")}}, "model.optimizer"),
         ({"model": {"tuning": spec("os.system", command="touch {}")}}, "os.system is not a class"),

@@ -68,20 +68,20 @@ def check_configuration(config: Namespace, args: Sequence[str], own: Collection[
         own: Names of the modules that ``--code`` imported; their functions may be named.
 
     Raises:
-        UserError: If it does.
+        UserError: If the configuration names a function, allows code, or places a run outside of its folder.
     """
     for key, leaf in _leaves(config, ""):
         value = _resolved(leaf) if key.endswith("class_path") else leaf
         if not (inspect.isroutine(value) or inspect.isclass(value)):
             continue
         option = key.replace(".init_args", "").removesuffix(".class_path")
-        if str(getattr(value, "__module__", "")).partition(".")[0] in own:
+        module = str(getattr(value, "__module__", None))  # a method of a type that is written in C has none
+        if module.partition(".")[0] in own:
             continue
-        name = getattr(value, "__qualname__", value)
         require(
             inspect.isclass(value) and key.endswith("class_path"),
-            f"{option}: {name} is a function, which a configuration cannot name; put your own into a file and give it "
-            "by --code FILE.py",
+            f"{option}: {value.__qualname__} is a function, which a configuration cannot name; "
+            "put your own function into a file, and add --code FILE.py to the command",
         )
     require(
         not config.model.trust_remote_code or any(arg.startswith("--model.trust_remote_code") for arg in args),
