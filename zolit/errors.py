@@ -1,4 +1,4 @@
-"""Errors whose messages are for the user."""
+"""Errors whose messages are for the user, and the end of a run by a signal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ class UserError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """Raised when too many steps in a row had a loss that is NaN or infinite."""
+
+
+class DivergedError(RuntimeError):
+    """Raised when weights that are about to be saved are NaN or infinite."""
+
+
+class Stopped(SystemExit):
+    """Raised where a run ends because of SIGINT (Ctrl-C) or SIGTERM.
+
+    It is a SystemExit, so that the process ends without a traceback, with the exit status of a process that this
+    signal ends: 130 for SIGINT, 143 for SIGTERM.
+
+    Args:
+        signum: The signal.
+        resumable: Whether a checkpoint that is saved now resumes exactly.
+    """
+
+    def __init__(self, signum: int, resumable: bool = False) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+        self.resumable = resumable
 
 
 def require(holds: bool, sentence: str) -> None:

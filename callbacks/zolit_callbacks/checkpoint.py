@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
+
+from zolit.errors import Stopped, require
 
 
 def deciding_metric(trainer: pl.Trainer) -> str:
@@ -20,9 +23,10 @@ def deciding_metric(trainer: pl.Trainer) -> str:
 class StepCheckpoint(ModelCheckpoint):
     """Saves ``best.ckpt`` and ``last.ckpt``, at intervals that count steps.
 
-    Both are written after each validation. The last one is also written every ``last_every_n_steps`` steps and at the
-    end of training, so that it holds the final weights. A killed run loses the steps since then; ``--ckpt_path
-    .../last.ckpt`` continues it. ModelCheckpoint's own saving by steps is not used: it replaces the saving after
+    Both are written after each validation. The best one is also written before the first step: until a validation is
+    better, the best weights are those at the start. The last one is also written every ``last_every_n_steps`` steps, at
+    the end of training, and when SIGINT or SIGTERM ends the run. A killed run loses the steps since then; ``--ckpt_path
+    last`` continues it. ModelCheckpoint's own saving by steps is not used: it replaces the saving after
     validations, and ranks checkpoints by outdated metrics.
 
     Args:
@@ -30,7 +34,12 @@ class StepCheckpoint(ModelCheckpoint):
         monitor: Logged metric that decides which checkpoint is best; null is the task's first metric.
         mode: Whether the best value is the largest (max) or the smallest (min).
         last_every_n_steps: Interval of saving the last checkpoint, in steps; null saves it only after validations.
+
+    Attributes:
+        last_save: Path of the last checkpoint that this run wrote, and its number of steps; None if it wrote none.
     """
+
+    last_save: tuple[Path, int] | None = None
 
     def __init__(
         self,
@@ -48,7 +57,7 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._last_every_n_steps = last_every_n_steps
-        self._saved_at = 0
+        self._score_at_start: torch.Tensor | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -56,6 +65,36 @@ class StepCheckpoint(ModelCheckpoint):
         # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
         super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses a folder that has the checkpoints of another run; see ``Callback.on_fit_start``."""
+        assert self.dirpath is not None
+        folder, resumed = Path(self.dirpath), Path(str(trainer.ckpt_path or ""))
+        is_own = resumed.parent.resolve() == folder.resolve() or resumed.name.startswith("hpc_ckpt_")
+        is_taken = not is_own and any(folder.glob("*.ckpt"))
+        require(
+            not trainer.strategy.broadcast(is_taken),
+            f"checkpoint.dirpath: {folder} has the checkpoints of another run; name another folder, or go on with "
+            f"--ckpt_path {folder / 'last.ckpt'}",
+        )
+
+    @override
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the score at the start if it is that of all validation data; see ``Callback.on_sanity_check_end``."""
+        if trainer.num_sanity_val_steps == float("inf"):
+            self._score_at_start = trainer.callback_metrics.get(str(self.monitor))
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the best checkpoint with the weights at the start; see ``Callback.on_train_start``."""
+        super().on_train_start(trainer, pl_module)
+        is_resumed = bool(self.best_model_path) or trainer.global_step > 0
+        if is_resumed or not sum(trainer.num_val_batches) or self._should_skip_saving_checkpoint(trainer):
+            return
+        unknown = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        score = unknown if self._score_at_start is None else self._score_at_start
+        self._save_topk_checkpoint(trainer, {**self._monitor_candidates(trainer), str(self.monitor): score})
 
     @override
     def on_train_batch_end(
@@ -75,8 +114,13 @@ class StepCheckpoint(ModelCheckpoint):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the last checkpoint unless the final weights are saved already; see ``Callback.on_train_end``."""
-        if self._saved_at != trainer.global_step:
-            self._write_last(trainer)
+        self._write_last_once(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Writes the last checkpoint if a signal ends the run after a step; see ``Callback.on_exception``."""
+        if isinstance(exception, Stopped) and exception.resumable and trainer.global_step > 0:
+            self._write_last_once(trainer)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -84,10 +128,26 @@ class StepCheckpoint(ModelCheckpoint):
         # A resumed run has its own folder, but keeps the best score so far.
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
+    @override
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self._flush_loggers(trainer)
+        super()._save_checkpoint(trainer, filepath)
+
+    @staticmethod
+    def _flush_loggers(trainer: pl.Trainer) -> None:
+        """Writes what was logged so far, since a run that resumes from the checkpoint does not log it again."""
+        for logger in trainer.loggers:
+            logger.save()
+
+    def _write_last_once(self, trainer: pl.Trainer) -> None:
+        if self.last_save is None or self.last_save[1] != trainer.global_step:
+            self._write_last(trainer)
+
     def _write_last(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
             return
         assert self.dirpath is not None
+        self._flush_loggers(trainer)
         self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
-        self._saved_at = trainer.global_step
+        self.last_save = Path(self.last_model_path), trainer.global_step

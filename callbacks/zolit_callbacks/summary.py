@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from zolit.files import write_json
 from zolit.optim.report import StepReport
 from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
@@ -39,7 +39,7 @@ class RunSummary(pl.Callback):
         self._before: dict[str, float] = {}
         self._after: dict[str, float] = {}
         self._validated_at = -1
-        self._last: StepReport | None = None
+        self._totals = {"forward_passes": 0, "backward_passes": 0, "skipped_steps": 0}
         self._ratios: list[float] = []
         self._step_seconds: list[float] = []
         self._forwards_seconds = 0.0
@@ -69,7 +69,8 @@ class RunSummary(pl.Callback):
 
     def is_behind(self, trainer: pl.Trainer) -> bool:
         """Returns whether there is validation data, and a step was made since the last validation."""
-        return bool(trainer.val_dataloaders) and self._validated_at != self._steps_of(trainer)
+        has_data = trainer.limit_val_batches != 0 and cast("Any", trainer).datamodule.has("validation")
+        return has_data and self._validated_at != self._steps_of(trainer)
 
     @override
     def on_train_batch_start(
@@ -100,7 +101,12 @@ class RunSummary(pl.Callback):
             seconds = self._now(pl_module.device) - self._started
             self._step_seconds.append(seconds)
             self._ratios.append(seconds / self._forwards_seconds)
-        self._last = cast("dict[str, Any]", outputs)["zo"]
+        report: StepReport = cast("dict[str, Any]", outputs)["zo"]
+        self._totals = {
+            "forward_passes": report.total_forward_passes,
+            "backward_passes": report.total_backward_passes,
+            "skipped_steps": report.skipped_steps,
+        }
 
     @staticmethod
     def _now(device: torch.device) -> float:
@@ -118,7 +124,6 @@ class RunSummary(pl.Callback):
         checkpoint = next((c for c in _callbacks(trainer) if isinstance(c, StepCheckpoint)), None)
         profiler = next((c for c in _callbacks(trainer) if isinstance(c, MemoryProfiler)), None)
         peak = self._gauge.peaks()["peak"] if profiler is None else profiler.peak_memory_bytes
-        last = self._last
         metric = deciding_metric(trainer)
         watched = checkpoint is not None and checkpoint.monitor == f"val/{metric}"
         best = checkpoint.best_model_score if checkpoint and watched else None
@@ -130,9 +135,7 @@ class RunSummary(pl.Callback):
             "loss_before": self._before.get("val/loss"),
             "loss_after": self._after.get("val/loss"),
             "steps": self._steps_of(trainer),
-            "forward_passes": 0 if last is None else last.total_forward_passes,
-            "backward_passes": 0 if last is None else last.total_backward_passes,
-            "skipped_steps": 0 if last is None else last.skipped_steps,
+            **self._totals,
             "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
             "step_over_two_forwards": statistics.median(self._ratios) if self._ratios else None,
             "fit_seconds": self._seconds,
@@ -153,20 +156,22 @@ class RunSummary(pl.Callback):
         figures = self.figures(trainer)  # on each rank: the path of the logs is broadcast to all
         if trainer.is_global_zero and not cast("Any", trainer).fast_dev_run:
             folder = Path(figures["logs"])
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "summary.json", figures)
             Console().print(_table(figures, folder))
         return figures
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Returns the scores before the first step."""
-        return {"before": self._before}
+        """Returns the scores before the first step and after the last validation, and the costs so far."""
+        return {"before": self._before, "after": self._after, "validated_at": self._validated_at, **self._totals}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a state that ``state_dict`` returned."""
         self._before = dict(state_dict["before"])
+        self._after = dict(state_dict["after"])
+        self._validated_at = state_dict["validated_at"]
+        self._totals = {name: state_dict[name] for name in self._totals}
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.runs import assert_same
 from tests.helpers.signals import INT, USR1, USR2, Recorder, restored_handlers
 from tests.helpers.tiny import layered, regression, same, weights_of
-from tests.training.test_resume import assert_same
 from zolit import MeZO
 from zolit.optim.signals import deferred_signals
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import QUIET, ROOT
+from tests.helpers.runs import assert_same
 
 OPTIONS = (
     "--config=configs/quickstart.yaml",
@@ -77,16 +78,3 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, extra: tuple[st
     for name, weight in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], weight), name
     assert_same(found["optimizer_states"][0]["zo"], expected["optimizer_states"][0]["zo"])
-
-
-def assert_same(found: object, expected: object) -> None:
-    if isinstance(expected, dict):
-        assert isinstance(found, dict)
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, torch.Tensor):
-        assert isinstance(found, torch.Tensor)
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected

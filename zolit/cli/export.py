@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from zolit.cli.moved_names import find_moved, moved_sentence
 from zolit.cli.trust import check_files, restrict_imports
 from zolit.errors import UserError, require
+from zolit.files import replacing
 from zolit.models.loading import load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
@@ -33,11 +34,13 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
         config: The run's config.yaml; null is the file in the run's folder.
         trust_remote_code: Run code that comes with the model. The run's config.yaml cannot allow it.
 
+    The folder appears when it is complete.
+
     Raises:
         UserError: If the checkpoint or the config does not exist, the checkpoint is damaged or holds code, or the
             folder is not empty.
     """
-    require(Path(ckpt_path).is_file(), f"ckpt_path: there is no file {ckpt_path}")
+    require(Path(ckpt_path).exists(), f"ckpt_path: there is no file {ckpt_path}")
     file = Path(config) if config else Path(ckpt_path).parent.parent / "config.yaml"
     require(file.is_file(), f"config: there is no file {file}; name the config.yaml of the run")
     folder = Path(output)
@@ -52,8 +55,10 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
         model = cast("Any", model).merge_and_unload()
     if adapted_modules(model):
         merge_coefficients(model)
-    cast("PreTrainedModel", model).save_pretrained(folder)
-    load_tokenizer(options["name_or_path"], options["trust_remote_code"]).save_pretrained(folder)
+    tokenizer = load_tokenizer(options["name_or_path"], options["trust_remote_code"])
+    with replacing(folder) as temporary:
+        cast("PreTrainedModel", model).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:

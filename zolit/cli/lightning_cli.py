@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +15,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from zolit.cli.code import HELP, OPTION, OWN_MODULES, import_code, split_code
+from zolit.cli.endings import explain_stop, print_line, stop_children
 from zolit.cli.parser import ZolitParser, with_default_method
 from zolit.cli.predictions import predictions
+from zolit.cli.run_folder import claim, find_save, job_folder
 from zolit.cli.trust import check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
-from zolit.errors import UserError, require
+from zolit.errors import Stopped, UserError, require
+from zolit.files import replacing, to_json
 from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
 from zolit.training.replicated import ReplicatedStrategy
+from zolit.training.restoring import explain_failure
+from zolit.training.safe_points import hold_requeue_signal
 from zolit.training.split import SplitStrategy
 
 
@@ -69,9 +73,13 @@ class ZolitCLI(LightningCLI):
             self.subcommand != "fit" or has_length,
             "trainer.max_steps: the run has no length; add --config configs/run/short.yaml, or set the number of steps",
         )
+        trainer.default_root_dir = job_folder(trainer.default_root_dir, ZolitParser.command_line)
+        if config.get("ckpt_path") in ("best", "last"):
+            config.ckpt_path = find_save(config.ckpt_path, config)
+            rank_zero_info(f"ckpt_path: {config.ckpt_path}")
         path = config.get("ckpt_path")
         require(
-            path in (None, "best", "last", "hpc") or Path(path).is_file(),
+            path is None or Path(path).exists(),
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)
@@ -104,7 +112,24 @@ class ZolitCLI(LightningCLI):
         if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
             # DDP, Lightning's choice for several devices, would allocate gradient buckets.
             trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
+        if trainer.is_global_zero:
+            claim(trainer.loggers)
         return trainer
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the subcommand. If a signal ends it, says what is saved, and how to go on."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Stopped as stopped:
+            stop_children(self.trainer)
+            if self.trainer.is_global_zero:
+                print_line(explain_stop(stopped, self.trainer, ZolitParser.command_line))
+            raise
+        except Exception as error:
+            if sentence := explain_failure(error, self.config[subcommand].get("ckpt_path")):
+                raise sentence from error
+            raise
 
     def after_fit(self) -> None:
         """Validates the final weights if the last validation was before the last step, and writes the summary."""
@@ -113,6 +138,9 @@ class ZolitCLI(LightningCLI):
             last = cast("Any", self.trainer).checkpoint_callback.last_model_path if SLURMEnvironment.detect() else None
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
         self._summary.write(self.trainer)
+        if SLURMEnvironment.detect() and self.trainer.is_global_zero:  # the job is done, and needs no requeue
+            for save in Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+                save.unlink()
 
     def before_predict(self) -> None:
         """Refuses several processes, each of which would have only a part of the predictions."""
@@ -124,10 +152,9 @@ class ZolitCLI(LightningCLI):
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if not self.trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        with replacing(folder / "predictions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
             for record in predictions(self.trainer.predict_loop.predictions, self.datamodule):
-                lines.write(json.dumps(record) + "\n")
+                lines.write(to_json(record) + "\n")
         rank_zero_info(f"predictions: {folder / 'predictions.jsonl'}")
 
     @override
@@ -145,10 +172,12 @@ def run(args: list[str] | None = None) -> ZolitCLI:
             with the same ``sys.argv``.
     """
     files, options = split_code(sys.argv[1:] if args is None else args)
+    if options[:1] == ["fit"]:
+        hold_requeue_signal()
     check_files(options)
     import_code(files)
     restrict_imports(OWN_MODULES)
-    ZolitParser.command_line = options
+    ZolitParser.command_line = [*options[:1], *(f"{OPTION}={file}" for file in files), *options[1:]]
     return ZolitCLI(
         ZerothOrderModule,
         PromptedData,

@@ -10,26 +10,41 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from zolit.cli import export, methods
 from zolit.cli.allocator import tune_malloc
 from zolit.cli.bench import command as bench
+from zolit.cli.endings import print_line, stoppable
 from zolit.cli.lightning_cli import run
 from zolit.cli.table import command as table
-from zolit.errors import NonFiniteLossError, UserError
+from zolit.errors import DivergedError, NonFiniteLossError, UserError
 
 
 def main() -> None:
-    """Runs the command line. Prints an error that the user can fix as one sentence, without a traceback."""
+    """Runs the command line. Prints an error that the user can fix as one sentence, without a traceback.
+
+    The exit status is 0 after success, 1 or 2 after an error, 130 after Ctrl-C and 143 after SIGTERM.
+    """
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
     tune_malloc()
     try:
-        match sys.argv[1:]:
-            case ["bench", *options]:
-                bench.run(options)
-            case ["methods", *_]:
-                methods.run()
-            case ["export", *options]:
-                export.run(options)
-            case ["table", *options]:
-                table.run(options)
-            case _:
-                run()
-    except (UserError, NonFiniteLossError, MisconfigurationException) as error:
+        with stoppable():
+            _dispatch(sys.argv[1:])
+    except (UserError, NonFiniteLossError, DivergedError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")
+    except OSError as error:
+        if error.strerror is None and error.errno is None:
+            raise  # of a library, and not of the file system
+        place = f"{error.filename}: " if error.filename else ""
+        print_line(f"error: {place}{error.strerror}; make room or name another place, and go on with --ckpt_path last")
+        sys.exit(1)
+
+
+def _dispatch(args: list[str]) -> None:
+    match args:
+        case ["bench", *options]:
+            bench.run(options)
+        case ["methods", *_]:
+            methods.run()
+        case ["export", *options]:
+            export.run(options)
+        case ["table", *options]:
+            table.run(options)
+        case _:
+            run()

@@ -30,6 +30,7 @@ from zolit.optim.probing.base import Prober
 from zolit.optim.probing.streamed.prober import Streamed
 from zolit.optim.randomness import Step
 from zolit.optim.report import StepReport
+from zolit.optim.resuming import check_same, signature
 from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.selection.base import Selection
 from zolit.optim.signals import deferred_signals
@@ -272,15 +273,25 @@ class ZerothOrder(torch.optim.Optimizer):
         would not do: loading casts it to the type of the parameter, and scores or velocities would become bfloat16.
         """
         stages = {name: stage.state_dict() for name, stage in self._stages.items()}
-        return {**super().state_dict(), "zo": {**self._counts, "seed": self.seed, **stages}}
+        fixed = {"seed": self.seed, "lr": self.defaults["lr"], "signature": self._signature()}
+        return {**super().state_dict(), "zo": {**self._counts, **fixed, **stages}}
+
+    def _signature(self) -> dict[str, str]:
+        return signature(type(self).__name__, self._stages, self.blocks)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned. Called when a run resumes.
 
-        The seed is restored too, so that the resumed run draws the same directions.
+        The seed is restored too, so that the resumed run draws the same directions. The learning rate is restored
+        unless this optimizer was made with another one.
+
+        Raises:
+            UserError: If the state is of another method, or of other blocks.
         """
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
+        check_same(state_dict, self._signature())
         state = state_dict["zo"]
+        if state["lr"] == self.defaults["lr"]:
+            super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
         self.seed = state["seed"]
         self._counts = {counter: state[counter] for counter in _COUNTERS}
         for name, stage in self._stages.items():

@@ -29,7 +29,8 @@ class deferred_signals:
     other code installed within the context stays. Contexts may be nested: the inner context leaves a signal that an
     outer context defers to the outer context.
 
-    Signals without a Python handler act as usual. Only the main thread runs handlers and may replace them, so in other
+    Signals without a Python handler act as usual. A handler with a true attribute ``acts_at_once`` is not deferred: it
+    only notes the signal. Only the main thread runs handlers and may replace them, so in other
     threads the context does nothing. Use each object for one ``with`` only.
 
     Args:
@@ -57,6 +58,8 @@ class deferred_signals:
     def _leaves(self, handler: object) -> bool:
         if isinstance(handler, deferred_signals):
             return handler._open
+        if getattr(handler, "acts_at_once", False):
+            return True
         return handler is signal.default_int_handler and not self._interrupts
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:

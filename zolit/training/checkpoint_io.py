@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,44 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
-from zolit.errors import UserError, require
+from zolit.errors import DivergedError, UserError
+from zolit.files import replacing
+from zolit.models.finite import first_not_finite
+from zolit.optim.signals import deferred_signals
+
+_PARTS = {"state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str}
+_OPTIONAL_PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file beside its target, and renames it when it is complete.
 
     Lightning writes to the folder of temporary files and moves the file from there. On another file system that is a
-    copy: a process that is killed during the copy leaves a broken checkpoint, and the one before it is lost. A rename
-    within a folder is one operation of the file system. The file goes to the disk without a copy in memory.
+    copy: a process that is killed during the copy leaves a broken checkpoint, and the one before it is lost. The file
+    goes to the disk without a copy in memory.
     """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Saves a checkpoint; see ``CheckpointIO.save_checkpoint``. Called by the process of rank 0.
 
-        Temporary files of killed runs in the same folder are removed.
+        Handlers of signals that arrive meanwhile run afterwards, since a handler may save to the same path.
 
         Raises:
+            DivergedError: If a weight is NaN or infinite. The checkpoint that was there before stays.
             OSError: If the file cannot be written. The checkpoint that was there before is still whole.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-            leftover.unlink()
-        temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
+        damaged = first_not_finite(checkpoint["state_dict"].items())
+        if damaged is not None:
+            raise DivergedError(
+                f"after step {checkpoint['global_step']}, the weight {damaged} is not finite; the checkpoint was not "
+                "saved, and those of earlier steps are whole: lower lr or eps"
+            )
+        with deferred_signals(interrupts=True), replacing(path) as temporary, temporary.open("wb") as file:
+            try:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+            except RuntimeError as error:  # torch hides the error of the file system, such as a full disk
+                raise _file_error(error, path) from None
 
     @override
     def load_checkpoint(
@@ -64,33 +66,55 @@ def check_checkpoint(path: str | Path) -> None:
     """Checks that a file is a whole checkpoint of plain data. Called before a checkpoint is used.
 
     Raises:
-        UserError: If the file is cut or changed, is no checkpoint, or holds code.
+        UserError: If the file is cut or changed, is no checkpoint, or holds code. The message names the newest whole
+            checkpoint of the same run, if there is one.
     """
-    advice = "resume from another save of the run, such as best.ckpt"
+    fault = find_fault(path)
+    if fault is None:
+        return
+    others = [other for other in saves_below(Path(path).parent) if other != Path(path)]
+    whole = next((other for other in others if find_fault(other) is None), None)
+    way_on = f"the newest whole save is {whole}" if whole else "the run has no other whole save"
+    raise UserError(f"ckpt_path: {path} {fault}; {way_on}")
+
+
+def saves_below(folder: Path) -> list[Path]:
+    """Returns all checkpoints in a folder and in the folders below it, the newest first."""
+    found = [(file.stat().st_mtime_ns, file) for file in folder.rglob("*.ckpt") if file.is_file()]
+    return [file for _, file in sorted(found, reverse=True)]
+
+
+def find_fault(path: str | Path) -> str | None:
+    """Returns what is wrong with a checkpoint, as the rest of a sentence; None if it is whole and holds plain data."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"ckpt_path: {path} is not a whole checkpoint ({error}); {advice}") from None
-    require(damaged is None, f"ckpt_path: {path} is damaged, its part {damaged} was changed; {advice}")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except Exception as error:  # a damaged archive raises many kinds
+        return f"is not a whole checkpoint ({' '.join(str(error).split()) or type(error).__name__})"
+    return f"is damaged, its part {damaged} was changed" if damaged else _find_other_content(path)
+
+
+def _find_other_content(path: str | Path) -> str | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises many kinds, and its message advises to load the code
-        raise UserError(
-            f"ckpt_path: {path} is not a checkpoint of plain data; it was not loaded, since it may hold code"
-        ) from None
-    require(
-        isinstance(content, dict) and isinstance(content.get("state_dict"), dict),
-        f"ckpt_path: {path} is not a checkpoint of zolit, it has no weights; {advice}",
-    )
+        return "is not a checkpoint of plain data; it was not loaded, since it may hold code"
+    if not isinstance(content, Mapping) or not _has_parts(content):
+        return "is not a checkpoint of zolit"
+    if not all(isinstance(value, torch.Tensor) for value in content["state_dict"].values()):
+        return "is not a checkpoint of zolit, its weights are no tensors"
+    return None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Writes the folder's entry of a renamed file to the disk, where the system knows folders as files."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _has_parts(content: Mapping[str, Any]) -> bool:
+    needed = all(isinstance(content.get(name), kind) for name, kind in _PARTS.items())
+    return needed and all(isinstance(content.get(name, kind()), kind) for name, kind in _OPTIONAL_PARTS.items())
+
+
+def _file_error(error: RuntimeError, path: str | Path) -> Exception:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):
+        return OSError(cause.errno, cause.strerror, str(path))
+    return OSError(None, " ".join(str(error).split())[:200], str(path))

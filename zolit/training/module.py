@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,13 +24,15 @@ from zolit.models.loading import check_model_path, load_language_model, load_tok
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import attach_from_state
 from zolit.optim.optimizer import ZerothOrder
+from zolit.optim.report import StepReport
 from zolit.tasks.classification import Classification
 from zolit.tasks.metrics import MeanScore
 from zolit.tasks.task import Task
 from zolit.training.checkpoint_io import AtomicCheckpointIO
 from zolit.training.objective import Kind, Objective
 from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
-from zolit.training.requeue import SignalSafeModule
+from zolit.training.restoring import check_weights
+from zolit.training.safe_points import SignalSafeModule
 from zolit.training.split import SplitCollectives, SplitStrategy
 
 
@@ -159,8 +161,9 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the coefficients that a ZO-Act checkpoint has to the model, before Lightning loads the weights."""
+        """Checks a checkpoint, and adds the coefficients that it has (ZO-Act), before Lightning loads the weights."""
         attach_from_state(self, checkpoint["state_dict"])
+        check_weights(checkpoint["state_dict"], self.state_dict())
 
     @override
     def configure_optimizers(self) -> Any:
@@ -220,13 +223,26 @@ class ZerothOrderModule(SignalSafeModule):
             scheduler.step()
         report = zo.last_step
         assert report is not None
-        self.log("train/loss", report.loss, prog_bar=True)
-        self.log("zo/forward_passes", float(report.total_forward_passes))
-        self.log("zo/learning_rate", report.learning_rate)
-        self.log("zo/skipped_steps", float(report.skipped_steps))
-        for index, coefficient in enumerate(() if zo.per_example else report.coefficients):
-            self.log(f"zo/projected_gradient/{index}", coefficient)
+        self._log_report(report, () if zo.per_example else report.coefficients)
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
+
+    def _log_report(self, report: StepReport, coefficients: Sequence[float]) -> None:
+        """Logs the report of a step: for other callbacks to monitor, and to each logger.
+
+        Lightning would pass the scalars on after the hooks of the step. A checkpoint that one of these hooks saves
+        would then come before the scalars of its own step, and a run that ends there would lose them.
+        """
+        scalars = {
+            "zo/forward_passes": float(report.total_forward_passes),
+            "zo/learning_rate": report.learning_rate,
+            "zo/skipped_steps": float(report.skipped_steps),
+            **{f"zo/projected_gradient/{index}": value for index, value in enumerate(coefficients)},
+        }
+        self.log("train/loss", report.loss, prog_bar=True, logger=False)
+        self.log_dict(scalars, logger=False)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set, not declared
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"train/loss": report.loss, **scalars}, step=self.trainer.global_step - 1)
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         found = self._objective.evaluate(self._language, batch)

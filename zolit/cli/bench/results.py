@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from zolit import files
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,4 @@ class Measurement:
 def write_json(path: Path, setting: Setting, measurements: Sequence[Measurement]) -> None:
     """Writes all results: the fields of ``Setting``, and ``measurements``, one for each precision."""
     content = {**asdict(setting), "measurements": [asdict(measurement) for measurement in measurements]}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.write_json(path, content)

@@ -12,6 +12,8 @@ from zolit_callbacks import StepCheckpoint
 
 from zolit.cli.lightning_cli import run as run_command
 from zolit.cli.table.spec import Run, Table, arguments
+from zolit.files import write_json
+from zolit.training.checkpoint_io import find_fault, saves_below
 
 RESULT = "result.json"
 COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
@@ -38,8 +40,8 @@ def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str
     start = time.perf_counter()
     result: dict[str, Any] = {"row": run.row, "task": run.task, "seed": run.seed, "point": dict(run.point)}
     if table.rows[run.row].trained:
-        checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
-        fitted = run_command(["fit", *options, *([f"--ckpt_path={checkpoints[-1]}"] if checkpoints else [])])
+        save = next((save for save in saves_below(folder) if find_fault(save) is None), None)
+        fitted = run_command(["fit", *options, *([f"--ckpt_path={save}"] if save else [])])
         checkpoint = cast("StepCheckpoint", fitted.trainer.checkpoint_callback)
         summary = json.loads(Path(str(fitted.trainer.log_dir), "summary.json").read_text(encoding="utf-8"))
         result |= {name: summary[name] for name in COPIED}
@@ -55,6 +57,5 @@ def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str
     else:
         result["score"] = result["validation"]
     result["seconds"] = time.perf_counter() - start
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULT, result)
     return result

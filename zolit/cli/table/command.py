@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from rich.console import Console
 from zolit.cli.code import HELP, OPTION, import_code, split_code
 from zolit.cli.table.cell import RESULT, run_cell
 from zolit.cli.table.spec import Run, Table, read_table, runs
-from zolit.errors import require
+from zolit.errors import Stopped, require
+from zolit.files import write_text
 
 Results = dict[Run, dict[str, Any]]
 
@@ -75,14 +77,17 @@ def table(
         options = [f"--{name}={value}" for name, value in given.items() if value]
         options += [f"{OPTION}={name}" for name in code]
         command = [sys.executable, "-m", "zolit", "table", file, f"--index={every.index(run)}", *options]
-        if subprocess.run(command, check=False).returncode:
+        status = subprocess.run(command, check=False).returncode
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if status in (-signum, 128 + signum):
+                raise Stopped(signum)
+        if status:
             failed.append(run)
     results = {run: json.loads(path.read_text()) for run in every if (path := folder / run.folder / RESULT).is_file()}
     title = spec.title + (f"; REDUCED by {scale}" if scale else "")
     shown = _cell_texts(spec, results)
     console.print(_rich_table(title, spec, shown))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(_markdown(title, spec, shown), encoding="utf-8")
+    write_text(folder / "table.md", _markdown(title, spec, shown))
     console.print(f"the same in Markdown: {folder / 'table.md'}")
     require(not failed, f"table: these runs failed: {'; '.join(run.name for run in failed)}")
 

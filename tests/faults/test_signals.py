@@ -1,0 +1,52 @@
+"""A run that a signal ends at any place says so, and ends like one that nobody disturbed when it is resumed."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.faults.conftest import Runs
+from tests.helpers.runs import assert_equal_runs
+
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}
+PLACES = [
+    ("setup", 1),
+    ("on_sanity_check_start", 1),
+    ("on_train_start", 1),
+    ("on_train_batch_start", 1),
+    ("on_train_batch_start", 4),
+    ("on_train_batch_end", 3),
+    ("on_train_batch_end", 4),
+    ("on_train_batch_end", 6),
+    ("on_train_epoch_end", 1),
+    ("on_validation_start", 3),
+    ("on_validation_batch_end", 8),
+    ("on_validation_end", 3),
+    ("write", 1),
+    ("write", 2),
+    ("write", 5),
+    ("on_train_batch_end", 14),
+    ("on_train_end", 1),
+    ("on_fit_end", 1),
+    ("on_validation_batch_end", 14),
+]
+SHORT = {("on_train_batch_end", 4), ("on_validation_batch_end", 8), ("write", 5)}
+
+
+@pytest.mark.parametrize("name", STATUS)
+@pytest.mark.parametrize(
+    ("place", "call"), [place if place in SHORT else pytest.param(*place, marks=pytest.mark.faults) for place in PLACES]
+)
+def test_a_signal_at_a_place(runs: Runs, place: str, call: int, name: str) -> None:
+    whole = runs.whole("whole")
+    accident = {"ACCIDENT_AT": place, "ACCIDENT_CALL": str(call), "ACCIDENT_SIGNAL": str(int(signal.Signals[name]))}
+    process = runs.start("disturbed", **accident)
+    assert process.wait() == STATUS[name], process.said()
+    assert "Traceback" not in process.said()
+    if name != "SIGKILL":
+        assert "zolit: stopped by" in process.said()
+    saves = list(runs.folder("disturbed").rglob("*.ckpt"))
+    resumed = runs.start("disturbed", *(["--ckpt_path=last"] if saves else []))
+    assert resumed.wait() == 0, resumed.said()
+    assert_equal_runs(runs.folder("disturbed"), whole)

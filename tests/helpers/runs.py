@@ -1,0 +1,72 @@
+"""Compares runs that were disturbed and resumed with one that was not: weights, states, curves and summaries."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+_VARIES = ("seconds", "memory", "over", "checkpoint", "logs")
+"""Parts of the names of figures that differ between two equal runs: times, memory and paths."""
+
+
+def curve(folder: Path) -> dict[tuple[str, int], float]:
+    """Returns all scalars below a folder of runs by name and step; what was logged later replaces the earlier."""
+    points = {}
+    for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if not any(part in tag for part in _VARIES) and tag != "epoch":
+                points |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+    return points
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Returns the figures of the only summary below a folder that must not vary."""
+    (file,) = folder.rglob("summary.json")
+    content = json.loads(file.read_text(), parse_constant=lambda name: 1 / 0)
+    return {name: value for name, value in content.items() if not any(part in name for part in _VARIES)}
+
+
+def end(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the last and the best checkpoint that the only summary below a folder names."""
+    (file,) = folder.rglob("summary.json")
+    content = json.loads(file.read_text())
+    last, best = (torch.load(content[name], weights_only=True) for name in ("checkpoint", "best_checkpoint"))
+    return last, best
+
+
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    """Asserts that two folders of runs ended alike, to the bit."""
+    for mine, theirs in zip(end(found), end(expected), strict=True):
+        assert_same(mine["state_dict"], theirs["state_dict"])
+        assert_same(mine["optimizer_states"][0]["zo"], theirs["optimizer_states"][0]["zo"])
+        assert mine["global_step"] == theirs["global_step"]
+    assert_same(curve(found), curve(expected))
+    assert_same(summary_of(found), summary_of(expected))
+
+
+def assert_same(found: object, expected: object) -> None:
+    """Asserts that two nested values are equal to the bit."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict)
+        difference = sorted(map(str, found.keys() ^ expected.keys()))
+        assert not difference, difference
+        for key, value in expected.items():
+            try:
+                assert_same(found[key], value)
+            except AssertionError as error:
+                raise AssertionError(f"{key}: {error}") from None
+    elif isinstance(expected, torch.Tensor):
+        assert isinstance(found, torch.Tensor)
+        assert torch.equal(found, expected)
+    elif isinstance(expected, float) and math.isnan(expected):
+        assert isinstance(found, float)
+        assert math.isnan(found)
+    else:
+        assert found == expected, f"{found} != {expected}"
