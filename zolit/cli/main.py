@@ -30,6 +30,8 @@ def main() -> None:
             case ["table", *options]:
                 table.run(options)
             case _:
-                run()
+                failure = run().failure
+                if failure is not None:
+                    sys.exit(f"zolit: error: {failure}")
     except (UserError, NonFiniteLossError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")
