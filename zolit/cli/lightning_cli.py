@@ -113,7 +113,7 @@ class ZolitCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Validates the final weights if the last validation was before the last step; writes the summary; judges the run."""
+        """Validates the final weights unless the last validation did, writes the summary, and judges the run."""
         if self._summary.is_behind(self.trainer):
             # Under SLURM, Lightning would replace the final weights by those of a requeue checkpoint in the folder.
             last = cast("Any", self.trainer).checkpoint_callback.last_model_path if SLURMEnvironment.detect() else None
