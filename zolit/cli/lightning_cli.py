@@ -31,7 +31,13 @@ from zolit.training.split import SplitStrategy
 
 
 class ZolitCLI(LightningCLI):
-    """LightningCLI with zolit's module, data module and checkpoint callback, and a summary at the end of a fit."""
+    """LightningCLI with zolit's module, data module and checkpoint callback, and a summary at the end of a fit.
+
+    Attributes:
+        failure: Why a fit learned nothing; None if it may have learned, and for all other subcommands.
+    """
+
+    failure: str | None = None
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -132,12 +138,13 @@ class ZolitCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Validates the final weights if the last validation was before the last step, and writes the summary."""
+        """Validates the final weights unless the last validation did, writes the summary, and judges the run."""
         if self._summary.is_behind(self.trainer):
             # Under SLURM, Lightning would replace the final weights by those of a requeue checkpoint in the folder.
             last = cast("Any", self.trainer).checkpoint_callback.last_model_path if SLURMEnvironment.detect() else None
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
         self._summary.write(self.trainer)
+        self.failure = self._health.verdict(self.trainer)
         if SLURMEnvironment.detect() and self.trainer.is_global_zero:  # the job is done, and needs no requeue
             for save in Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                 save.unlink()
@@ -159,9 +166,9 @@ class ZolitCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
-        """Adds the callback that writes the summary of a fit."""
-        self._summary = zolit_callbacks.RunSummary()
-        cast("Any", self.trainer).callbacks.insert(0, self._summary)
+        """Adds the callbacks that write the summary of a fit and say when it goes wrong."""
+        self._summary, self._health = zolit_callbacks.RunSummary(), zolit_callbacks.HealthMonitor()
+        cast("Any", self.trainer).callbacks[:0] = [self._summary, self._health]
 
 
 def run(args: list[str] | None = None) -> ZolitCLI:

@@ -47,4 +47,6 @@ def _dispatch(args: list[str]) -> None:
         case ["table", *options]:
             table.run(options)
         case _:
-            run()
+            failure = run().failure
+            if failure is not None:
+                sys.exit(f"zolit: error: {failure}")
