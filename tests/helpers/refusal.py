@@ -25,12 +25,15 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     command = ["zolit", "fit", "--config=configs/quickstart.yaml", *QUIET, runs, "--trainer.max_steps=1", *options]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(ZolitCLI, "subcommands", staticmethod(lambda: FIT))  # the other parsers take half of the time
+    capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code not in (0, None)
     said = capfd.readouterr().err + (stopped.value.code if isinstance(stopped.value.code, str) else "")
     assert "Traceback" not in said
     assert "weights_only" not in said
+    assert "LOAD REPORT" not in said
+    assert "Loading weights" not in said
     (sentence,) = [line for line in said.splitlines() if line.startswith("zolit: error: ")]
     assert said.rstrip().endswith(sentence)
     assert len(sentence) < 900

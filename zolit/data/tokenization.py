@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from zolit.errors import UserError
-from zolit.models.reason import reason
+from zolit.models.reason import panics_as_errors, reason
 
 LONGEST = 2**20
 """Characters of the longest text for a model without a limit of tokens."""
@@ -25,7 +25,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], **o
         UserError: If the tokenizer fails, as one without a token for unknown words.
     """
     try:
-        return tokenizer(texts, verbose=False, **options)
+        with panics_as_errors():
+            return tokenizer(texts, verbose=False, **options)
     except Exception as error:  # the tokenizer of a stranger raises anything
         raise UserError(f"the tokenizer of {tokenizer.name_or_path} cannot read a text: {reason(error)}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from logging import CRITICAL
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from zolit.errors import UserError
 from zolit.models.finite import first_not_finite
-from zolit.models.reason import blame, is_folder, read_json_object
+from zolit.models.reason import blame, is_folder, panics_as_errors, read_json_object
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 _CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -69,8 +69,7 @@ def load_config(name_or_path: str, trust_remote_code: bool) -> PretrainedConfig:
         UserError: If config.json cannot be read, or is that of a model without the head of a language model.
     """
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         assert isinstance(config, PretrainedConfig)
     except Exception as error:  # transformers raises anything for the file of a stranger
         why = blame(name_or_path, error, {"config.json": read_json_object})
@@ -105,7 +104,7 @@ def load_language_model(
     kind = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
     try:
         # Load on the CPU and not on the default device: on other devices, transformers requires accelerate.
-        with _quiet(), torch.device("cpu"):
+        with _without_report(name_or_path), torch.device("cpu"):
             loaded: Any = kind.from_pretrained(
                 name_or_path,
                 dtype=dtype,
@@ -137,7 +136,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedToke
     """
     load_config(name_or_path, trust_remote_code)
     try:
-        with _quiet():
+        with panics_as_errors():
             return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises anything for the file of a stranger
         why = blame(name_or_path, error, {"*token*.json": read_json_object, "vocab.json": read_json_object})
@@ -192,14 +191,22 @@ def _open_pickle(file: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the reports and progress bars of transformers: what matters of them becomes one sentence."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+def _without_report(name_or_path: str) -> Iterator[None]:
+    """Hides the table of missing weights that transformers logs, and the bar of a folder; a hub id shows its download.
+
+    What matters of the table becomes one sentence, which nothing should bury.
+    """
+    source, is_shown = getLogger("transformers.modeling_utils"), logging.is_progress_bar_enabled()
+    source.addFilter(_is_no_report)
+    if is_shown and is_folder(name_or_path):
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
+        source.removeFilter(_is_no_report)
+        if is_shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+
+
+def _is_no_report(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

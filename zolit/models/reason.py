@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST, SHORT = 200, 60  # characters
@@ -51,6 +52,17 @@ def blame(folder: str, error: BaseException, checks: Mapping[str, Callable[[Path
                 except Exception as damage:  # each library has its own errors
                     return f"{file.name} cannot be read: {reason(damage)}"
     return reason(error)
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raises a RuntimeError for a panic of a library in Rust, which Python has as no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # the class cannot be imported
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def is_folder(path: str) -> bool:
