@@ -40,7 +40,7 @@ def parquet(rows: list[Any]) -> bytes:
 
 def damaged_page(content: bytes) -> bytes:
     at = content.index(b"was fine 7")
-    return content[:at] + b"\xff" * 10 + content[at + 10 :]
+    return content[:at] + b"was poor 7" + content[at + 10 :]
 
 
 FILES: dict[str, tuple[str, bytes | str, tuple[str, ...]]] = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,21 @@ def test_weights(refused: Refused, folder: Path, change: str) -> None:
     save_file(alter(load_file(file)), file, metadata={"format": "pt"})
     said = refused(folder)
     assert all(part in said for part in (str(folder), *expected)), said
+
+
+def test_the_table_of_missing_weights_is_hidden(refused: Refused, folder: Path) -> None:
+    file, said = folder / "model.safetensors", StringIO()
+    save_file({k: v for k, v in load_file(file).items() if k != NORM}, file, metadata={"format": "pt"})
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        refused(folder)
+        assert not said.getvalue()
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert "LOAD REPORT" in said.getvalue()
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_shards(refused: Refused, folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_texts_that_may_fit_stay_whole() -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    text = "a" + " " * 100_000 + "a"  # two tokens, and spaces that are none
+    text = "a" + " " * 100_000 + "a a a"  # four tokens, and spaces that are none
     assert end_of_long_text(fast, text, 4) == text
     assert len(end_of_long_text(fast, "a " * 100_000, 4)) < 100_000
 

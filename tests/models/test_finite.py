@@ -21,6 +21,7 @@ def test_the_first_tensor_is_named(dtype: torch.dtype, value: float) -> None:
 
 def test_tensors_without_values_or_fractions_are_skipped() -> None:
     skipped = [torch.empty(3, device="meta"), torch.empty(0), torch.ones(2, dtype=torch.int64), torch.ones(2).bool()]
+    skipped.append(torch.ones(2, dtype=torch.complex64))
     assert first_not_finite((str(tensor.dtype), tensor) for tensor in skipped) is None
     largest = torch.finfo(torch.float32).max
     assert first_not_finite([("large", torch.tensor([largest, -largest]))]) is None

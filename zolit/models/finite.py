@@ -12,7 +12,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Returns the name of the first tensor with a value that is NaN or infinite; None if all values are finite.
 
     The smallest and the largest value tell, so no copy is as large as the tensor, except of 8-bit floats. Tensors on
-    the meta device have no values and are skipped, as are integers.
+    the meta device have no values and are skipped, as are integers and complex numbers.
 
     Args:
         tensors: Names and tensors.
