@@ -187,9 +187,9 @@ def test_mistakes(module: Build, tmp_path: Path, model_folder: str) -> None:
         ({"eval_batch_size": 0}, "--data.eval_batch_size must be at least 1, not 0"),
         (
             {"train_file": write(tmp_path / "void.jsonl", [{"sentence": "", "label": 0}]), "template": "{sentence}"},
-            "empty prompt",
+            "record 1 of .*void.jsonl has no text in the column 'sentence'",
         ),
-        ({"name_or_path": str(tmp_path)}, "cannot load a tokenizer from "),
+        ({"name_or_path": str(tmp_path)}, "the config.json of .* cannot be read"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message) as caught:

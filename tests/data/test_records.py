@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zolit.data.records import read_dataset, read_file
+from zolit.data.files import read_file
+from zolit.data.saved import read_dataset
 from zolit.errors import UserError
 
 ROWS = [{"sentence": "a, b", "label": 0}, {"sentence": "null", "label": 1}]

@@ -117,7 +117,12 @@ def test_prompts_of_masked_models(name: str, prompt: str) -> None:
 
 
 def test_several_answers_may_be_correct() -> None:
-    record = {"passage": "p", "query": "@placeholder @placeholder", "entities": ["B", "A", "C", "A"], "answers": "AC"}
+    record = {
+        "passage": "p",
+        "query": "@placeholder @placeholder",
+        "entities": ["B", "A", "C", "A"],
+        "answers": ["A", "C"],
+    }
     assert TASKS["record"].correct_answers(record) == (1, 3, 2)
     assert TASKS["record"].question(record).answers[1] == " A A"
 

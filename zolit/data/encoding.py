@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from zolit.data.encoded import EncodedAnswers, EncodedPrompts
 from zolit.data.records import Records
-from zolit.data.tokenization import encode_continuations
+from zolit.data.tokenization import LONGEST, encode_continuations, end_of_long_text, tokenize
 from zolit.errors import UserError
-from zolit.models.loading import is_masked_lm, load_tokenizer
+from zolit.models.loading import is_masked_lm, load_config, load_tokenizer
 from zolit.tasks.task import Question, Record, Task
+
+T = TypeVar("T")
 
 SEPARATOR = "\n\n"
 TokenizedQuestions = list[tuple[list[int], list[list[int]]]]
@@ -32,6 +35,7 @@ class Encoder:
         masked: Whether the model is a masked language model rather than a causal one.
         limit: The longest prompt with its answer, in tokens; None for no limit.
         truncate: Whether the start of a prompt that is too long is removed; else such a prompt is refused.
+        vocabulary: Number of tokens that the model knows; None if its configuration does not say.
     """
 
     task: Task
@@ -39,6 +43,7 @@ class Encoder:
     masked: bool
     limit: int | None
     truncate: bool
+    vocabulary: int | None
 
     @classmethod
     def for_model(
@@ -65,31 +70,34 @@ class Encoder:
             UserError: If the model cannot be read, has a shorter context, or cannot answer the task's questions.
         """
         tokenizer = load_tokenizer(name_or_path, trust_remote_code)
-        try:
-            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot read the configuration of {name_or_path}: {reason}") from error
+        config = load_config(name_or_path, trust_remote_code)
         masked = is_masked_lm(config)
         if masked and (task.train_on_likelihood or has_demonstrations):
             raise UserError(
                 f"{name_or_path} is a masked language model, which answers with one label word: use a task with label"
                 " words and no --data.demonstrations, or a causal language model"
             )
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        text_config = config.get_text_config()
+        vocabulary = getattr(text_config, "vocab_size", None)
+        context = getattr(text_config, "max_position_embeddings", None)
         if context is not None and config.model_type == "roberta":
             context -= 1 + (config.pad_token_id or 0)  # RoBERTa's positions start after the padding token's id
+        if context is not None and context < 1:
+            raise UserError(
+                f"model.name_or_path: the config.json of {name_or_path} gives the model a context of {context} tokens"
+            )
         if max_tokens is not None and context is not None and max_tokens > context:
             raise UserError(f"--data.max_tokens {max_tokens} is more than the model's context of {context} tokens")
-        return cls(task, tokenizer, masked, max_tokens or context, truncate)
+        return cls(task, tokenizer, masked, max_tokens or context, truncate, vocabulary)
 
     def demonstrations(self, records: Records, count: int, seed: int) -> str:
         """Returns ``count`` random records with their answers, as one text that precedes each prompt."""
         chosen = random.Random(f"demonstrations {seed}").sample(range(len(records.rows)), count)
         texts = []
         for index in chosen:
-            question = self.task.question(records.rows[index])
-            answer = question.answers[self._correct_answers(records, index)[0]]
+            name, row = records.name(index), records.rows[index]
+            question = _ask(name, self.task.question, row)
+            answer = question.answers[_ask(name, self.task.correct_answers, row)[0]]
             texts.append((question.prompt + answer).strip() + SEPARATOR)
         return "".join(texts)
 
@@ -105,15 +113,17 @@ class Encoder:
             calibrated: Whether the answers are also encoded after content-free prompts.
 
         Raises:
-            UserError: If a prompt is empty or too long, or an answer adds no token.
+            UserError: If a record holds no text, a prompt is empty or too long, an answer adds no token, or the model
+                lacks a token.
         """
-        correct = [self._correct_answers(records, i) if labelled else () for i in range(len(records.rows))]
         rows = records.rows
+        named = [(records.name(index), row) for index, row in enumerate(rows)]
+        correct = [_ask(name, self.task.correct_answers, row) if labelled else () for name, row in named]
         if self.masked:
             blank = [self.task.content_free(row) for row in rows] if calibrated else []
             masked_baseline = self._encode_masked(records, blank, correct) if calibrated else None
             return self._encode_masked(records, rows, correct, masked_baseline)
-        questions = [self.task.question(row) for row in rows]
+        questions = [_ask(name, self.task.question, row) for name, row in named]
         whole = [replace(question, prompt=demonstrations + question.prompt) for question in questions]
         tokenized = self._tokenize(records, whole)
         baseline: TokenizedQuestions = []
@@ -122,14 +132,19 @@ class Encoder:
             baseline = self._tokenize(records, [replace(q, prompt=p) for q, p in zip(questions, prompts, strict=True)])
         if not self.task.generates and _are_single_tokens([*tokenized, *baseline]):
             return self._as_prompts(tokenized, correct, self._as_prompts(baseline, correct) if baseline else None)
-        references = [self.task.references(row) if self.task.generates and labelled else () for row in rows]
+        scored = self.task.generates and labelled
+        references = [_ask(name, self.task.references, row) if scored else () for name, row in named]
         content_free = self._as_answers(baseline, correct, references) if baseline else None
         return self._as_answers(tokenized, correct, references, content_free)
 
     def _tokenize(self, records: Records, questions: Sequence[Question]) -> TokenizedQuestions:
         """Tokenizes and checks the prompts and the answers that continue them."""
         tokenized: TokenizedQuestions = []
-        prompts = [question.prompt for question in questions]
+        prompts = [self._shorten(records, i, question.prompt) for i, question in enumerate(questions)]
+        for index, question in enumerate(questions):
+            for answer in question.answers:
+                if len(end_of_long_text(self.tokenizer, answer, self.limit)) < len(answer):
+                    raise UserError(f"{records.name(index)} has an answer of {len(answer)} characters: shorten it")
         encoded = encode_continuations(self.tokenizer, prompts, [question.answers for question in questions])
         for index, (question, (prompt, answers)) in enumerate(zip(questions, encoded, strict=True)):
             if not answers:
@@ -137,6 +152,7 @@ class Encoder:
             if [] in answers:
                 empty = question.answers[answers.index([])]
                 raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
+            self._check_tokens(records, index, prompt, *answers)
             tokenized.append((self._fit_to_limit(records, index, prompt, self._answer_room(answers)), answers))
         return tokenized
 
@@ -170,13 +186,15 @@ class Encoder:
         content_free: EncodedPrompts | None = None,
     ) -> EncodedPrompts:
         mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
-        words = self.task.question(rows[0]).answers
+        words = _ask(records.name(0), self.task.question, rows[0]).answers
         tokens = self._mask_tokens(words)
         prompts: list[Tensor] = []
         positions = []
-        encoded = self.tokenizer([self.task.masked_prompt(row, mask) for row in rows], verbose=False)
-        for index, ids in enumerate(encoded["input_ids"]):
-            if ids.count(mask_id) != 1:
+        texts = [_ask(records.name(i), self.task.masked_prompt, row, mask) for i, row in enumerate(rows)]
+        shortened = [self._shorten(records, i, text) for i, text in enumerate(texts)]
+        for index, ids in enumerate(tokenize(self.tokenizer, shortened)["input_ids"]):
+            self._check_tokens(records, index, ids, tokens)
+            if ids.count(mask_id) != 1 and len(shortened[index]) == len(texts[index]):
                 raise UserError(f"{records.name(index)} has {ids.count(mask_id)} masks in its prompt, not 1")
             kept = self._fit_to_limit(records, index, ids, 0)
             if mask_id not in kept:
@@ -192,7 +210,7 @@ class Encoder:
         """Returns the token of each label word in place of a mask, with a space before it."""
         tokens = []
         for word in words:
-            ids = self.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+            ids = tokenize(self.tokenizer, f" {word.strip()}", add_special_tokens=False)["input_ids"]
             if len(ids) != 1:
                 raise UserError(
                     f"the label word {word!r} is {len(ids)} tokens of this masked model, which fills in one:"
@@ -201,11 +219,28 @@ class Encoder:
             tokens += ids
         return tokens
 
-    def _correct_answers(self, records: Records, index: int) -> tuple[int, ...]:
-        try:
-            return self.task.correct_answers(records.rows[index])
-        except UserError as error:
-            raise UserError(f"{records.name(index)} {error}") from None
+    def _shorten(self, records: Records, index: int, prompt: str) -> str:
+        """Returns a prompt without the start of a text that is far too long to be tokenized; see ``_fit_to_limit``."""
+        end = end_of_long_text(self.tokenizer, prompt, self.limit)
+        if len(end) < len(prompt) and not self.truncate:
+            most = f"{LONGEST} characters" if self.limit is None else f"the limit of {self.limit} tokens"
+            raise UserError(
+                f"the prompt of {records.name(index)} has {len(prompt)} characters, more than {most}: shorten it, or"
+                " set --data.too_long cut"
+            )
+        return end
+
+    def _check_tokens(self, records: Records, index: int, *texts: Sequence[int]) -> None:
+        """Refuses tokens that the model has no embedding for."""
+        self._check_token(max((max(ids) for ids in texts if ids), default=0), f"{records.name(index)} has")
+
+    def _check_token(self, number: int, place: str) -> None:
+        if self.vocabulary is not None and number >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(number)
+            raise UserError(
+                f"{place} the token {token!r} with the number {number}, but the model of {self.tokenizer.name_or_path}"
+                f" has only {self.vocabulary} tokens: use the tokenizer of the model"
+            )
 
     def _answer_room(self, answers: Sequence[Sequence[int]]) -> int:
         """Returns how many tokens must fit after the prompt; the prompt's last token predicts the answer's first."""
@@ -243,8 +278,18 @@ class Encoder:
 
     @property
     def _pad_id(self) -> int:
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return int(end if pad is None else pad)
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        padding = int(next((token for token in known if token is not None), 0))  # masks hide it: any token will do
+        self._check_token(padding, "padding is")
+        return padding
+
+
+def _ask(name: str, ask: Callable[..., T], *about: Any) -> T:
+    """Asks a task about a record; an error then begins with the record's name."""
+    try:
+        return ask(*about)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from None
 
 
 def _are_single_tokens(tokenized: TokenizedQuestions) -> bool:

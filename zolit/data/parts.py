@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zolit.data.records import Records, fetch_dataset, is_saved_dataset, read_dataset, read_file
+from zolit.data.files import read_file
+from zolit.data.records import Records
+from zolit.data.saved import fetch_dataset, is_saved_dataset, read_dataset
 from zolit.errors import UserError
 from zolit.tasks.task import DatasetSplits, Task
 
@@ -47,7 +49,8 @@ class Parts:
         """Reads and checks the records of a part; prediction needs no labels.
 
         Raises:
-            UserError: If there is no data, a column or a value is missing, or there are too few examples.
+            UserError: If there is no data, a column or a value is missing, a prompt is blank, or there are too few
+                examples.
         """
         source = part
         if part == "predict":
@@ -68,6 +71,7 @@ class Parts:
         if self.examples[source] is not None or skipped:
             records = records.subset(self.examples[source], self.seed, f"--data.{source}_examples", skipped)
         records.require(needed)
+        records.refuse_blanks({column: None for columns in self.task.inputs().values() for column in columns})
         return records
 
     def _source(self, part: str) -> tuple[str | None, str | None]:

@@ -4,8 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from zolit.errors import UserError
+from zolit.models.reason import panics_as_errors, reason
+
+LONGEST = 2**20
+"""Characters of the longest text for a model without a limit of tokens."""
+
+_ALWAYS_WHOLE = 2**14
+_CHARACTERS_PER_TOKEN = 16
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], **options: Any) -> Any:
+    """Calls a tokenizer; texts of any length are allowed.
+
+    Raises:
+        UserError: If the tokenizer fails, as one without a token for unknown words.
+    """
+    try:
+        with panics_as_errors():
+            return tokenizer(texts, verbose=False, **options)
+    except Exception as error:  # the tokenizer of a stranger raises anything
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} cannot read a text: {reason(error)}") from error
+
+
+def end_of_long_text(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> str:
+    """Returns a text, or only its end if it certainly has more tokens than a model accepts.
+
+    A text of megabytes would take minutes to tokenize. The ends of the text are tokenized therefore, each twice as long
+    as the one before, until one has twice as many tokens as the limit. This end begins within a word, but the tokens
+    that differ for that reason lie before the last ``limit`` tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text. Texts of up to 16 thousand characters are always returned whole.
+        limit: Most tokens that the model accepts; None for :data:`LONGEST` characters.
+    """
+    if limit is None:
+        return text[-LONGEST:]
+    size = max(_ALWAYS_WHOLE, _CHARACTERS_PER_TOKEN * limit)
+    while size < len(text):
+        end = text[-size:]
+        if len(tokenize(tokenizer, end, add_special_tokens=False)["input_ids"]) > 2 * limit:
+            return end
+        size *= 2
+    return text
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -14,7 +60,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     Special tokens at the start (bos) stay. After one at the end (eos), the label word would start a new text. An empty
     prompt has no tokens.
     """
-    encoded = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
+    encoded = tokenize(tokenizer, list(prompts), return_special_tokens_mask=True)
     result = []
     for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         end = len(ids)

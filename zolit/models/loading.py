@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import LogRecord, getLogger
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,10 +20,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from zolit.errors import UserError
+from zolit.models.finite import first_not_finite
+from zolit.models.reason import blame, is_folder, panics_as_errors, read_json_object
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
 def check_model_path(name_or_path: str) -> None:
@@ -31,7 +41,7 @@ def check_model_path(name_or_path: str) -> None:
         UserError: If a folder has no model or no weights, or the path is no hub id and no existing folder.
     """
     folder = Path(name_or_path)
-    if folder.is_dir():
+    if is_folder(name_or_path):
         if not (folder / "config.json").is_file():
             msg = f"model.name_or_path: the folder {name_or_path} has no config.json; name a Hugging Face model folder"
             raise UserError(msg)
@@ -45,7 +55,33 @@ def check_model_path(name_or_path: str) -> None:
 
 def is_masked_lm(config: PretrainedConfig) -> bool:
     """Returns whether a model is a masked language model (RoBERTa) rather than a causal one."""
-    return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+    return any(name.endswith("ForMaskedLM") for name in _architectures(config))
+
+
+def load_config(name_or_path: str, trust_remote_code: bool) -> PretrainedConfig:
+    """Loads the configuration of a language model.
+
+    Args:
+        name_or_path: A folder, or the id of a model on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: If config.json cannot be read, or is that of a model without the head of a language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        assert isinstance(config, PretrainedConfig)
+    except Exception as error:  # transformers raises anything for the file of a stranger
+        why = blame(name_or_path, error, {"config.json": read_json_object})
+        raise UserError(f"model.name_or_path: the config.json of {name_or_path} cannot be read: {why}") from error
+    names = _architectures(config)
+    own_code = trust_remote_code and hasattr(config, "auto_map")  # such as ChatGLMModel, which has a head
+    if names and not own_code and not any(_is_language_model(name) for name in names):
+        raise UserError(
+            f"model.name_or_path: the config.json of {name_or_path} names {names[0]}, which is not a causal or masked"
+            " language model with its head; name a model such as LlamaForCausalLM or RobertaForMaskedLM"
+        )
+    return config
 
 
 def load_language_model(
@@ -62,21 +98,28 @@ def load_language_model(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        UserError: If the model cannot be loaded.
+        UserError: If the model cannot be loaded, or weights are missing, have other shapes or are not finite.
     """
+    config = load_config(name_or_path, trust_remote_code)
+    kind = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
     try:
         # Load on the CPU and not on the default device: on other devices, transformers requires accelerate.
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        kind = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
-        with torch.device("cpu"):
-            model = kind.from_pretrained(
-                name_or_path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        with _without_report(name_or_path), torch.device("cpu"):
+            loaded: Any = kind.from_pretrained(
+                name_or_path,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # the report names them, and they are refused below
+                output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {reason}"
-        raise UserError(msg) from error
-    assert isinstance(model, PreTrainedModel)
+        model, report = loaded
+        assert isinstance(model, PreTrainedModel)
+    except Exception as error:  # transformers raises anything for the file of a stranger
+        checks = {"*.index.json": read_json_object, "*.safetensors": _open_safetensors, "*.bin": _open_pickle}
+        why = blame(name_or_path, error, checks)
+        raise UserError(f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {why}") from error
+    _check_weights(name_or_path, model, report)
     model.train(False)
     return model
 
@@ -89,11 +132,81 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedToke
         trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
-        UserError: If the tokenizer cannot be loaded.
+        UserError: If the tokenizer cannot be loaded, or the model's config.json, which transformers reads for it.
     """
+    load_config(name_or_path, trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"cannot load a tokenizer from {name_or_path}: {reason}"
-        raise UserError(msg) from error
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises anything for the file of a stranger
+        why = blame(name_or_path, error, {"*token*.json": read_json_object, "vocab.json": read_json_object})
+        raise UserError(f"cannot load a tokenizer from {name_or_path}: {why}") from error
+
+
+def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuses random weights: transformers draws those that a file lacks or has in another shape."""
+    where = f"model.name_or_path: {name_or_path}"
+    if wrong := sorted(report["mismatched_keys"]):
+        _, saved, needed = wrong[0]
+        raise UserError(
+            f"{where} has {_several([name for name, *_ in wrong])} in another shape than config.json says:"
+            f" {tuple(saved)} instead of {tuple(needed)}"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{where} lacks {_several(missing)}, which a {type(model).__name__} needs; name a model with all of its"
+            " weights"
+        )
+    if report["error_msgs"]:
+        raise UserError(f"{where} cannot be loaded: {str(report['error_msgs'][0]).splitlines()[0][:200]}")
+    if name := first_not_finite(model.named_parameters()):
+        raise UserError(
+            f"{where} has NaN or infinite values in the weight {name}, as {model.dtype}; it cannot be trained"
+        )
+    if not any(weight.any() for weight in model.parameters() if weight.ndim > 1):
+        raise UserError(f"{where} has only zeros as weights; its file of weights is damaged")
+
+
+def _several(names: Sequence[str]) -> str:
+    return f"the weight {names[0]}" if len(names) == 1 else f"{len(names)} weights such as {names[0]}"
+
+
+def _architectures(config: PretrainedConfig) -> list[str]:
+    """Returns the names of the classes that a model was saved as; a file may have anything in their place."""
+    names = config.architectures
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _is_language_model(name: str) -> bool:
+    return name.endswith(("ForCausalLM", "LMHeadModel", "ForMaskedLM")) or name in _CAUSAL
+
+
+def _open_safetensors(file: Path) -> None:
+    with safe_open(file, "pt"):
+        pass
+
+
+def _open_pickle(file: Path) -> None:
+    torch.load(file, map_location="meta", weights_only=True)
+
+
+@contextmanager
+def _without_report(name_or_path: str) -> Iterator[None]:
+    """Hides the table of missing weights that transformers logs, and the bar of a folder; a hub id shows its download.
+
+    What matters of the table becomes one sentence, which nothing should bury.
+    """
+    source, is_shown = getLogger("transformers.modeling_utils"), logging.is_progress_bar_enabled()
+    source.addFilter(_is_no_report)
+    if is_shown and is_folder(name_or_path):
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+    try:
+        yield
+    finally:
+        source.removeFilter(_is_no_report)
+        if is_shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+
+
+def _is_no_report(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

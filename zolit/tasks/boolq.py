@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from zolit.tasks.classification import Classification
 from zolit.tasks.task import Record
+from zolit.tasks.values import text_of
 
 
 class BoolQ(Classification):
@@ -32,6 +33,6 @@ class BoolQ(Classification):
     @override
     def values(self, record: Record) -> Mapping[str, object]:
         """Adds the field ``asked``: the question as a sentence with a question mark; see ``Classification.values``."""
-        question = str(record["question"])
+        question = text_of(record["question"], "question")
         asked = question[:1].upper() + question[1:]
         return {**record, "asked": asked if asked.endswith("?") else asked + "?"}

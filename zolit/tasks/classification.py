@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
@@ -92,7 +93,7 @@ class Classification(Task):
         label = str(record[self.label_column])
         if label not in self._classes:
             raise UserError(
-                f"has the label {label!r}, but --data.task.label_words has no word for it (only for"
+                f"has the label {reprlib.repr(label)}, but --data.task.label_words has no word for it (only for"
                 f" {', '.join(self._classes)})"
             )
         return (self._classes[label],)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from typing_extensions import override
 
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
+from zolit.tasks.values import text_of
 
 
 class COPA(Task):
@@ -34,9 +36,11 @@ class COPA(Task):
     @override
     def question(self, record: Record) -> Question:
         """Joins the premise to each choice by " so" or " because"; see ``Task.question``."""
-        premise = str(record["premise"]).rstrip()
+        premise = text_of(record["premise"], "premise").rstrip()
+        if record["question"] not in ("cause", "effect"):
+            raise UserError(f"has the question {reprlib.repr(record['question'])}, but COPA has only cause and effect")
         joined = " so" if record["question"] == "effect" else " because"
-        choices = (_uncapitalize(str(record[name])) for name in ("choice1", "choice2"))
+        choices = (_uncapitalize(text_of(record[name], name)) for name in ("choice1", "choice2"))
         return Question(premise.removesuffix(".") + joined, tuple(f" {choice}" for choice in choices))
 
     @override
@@ -48,7 +52,9 @@ class COPA(Task):
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the index of the label; see ``Task.correct_answers``."""
         if str(record["label"]) not in ("0", "1"):
-            raise UserError(f"has the label {record['label']!r}, but COPA has only 0 for choice1 and 1 for choice2")
+            raise UserError(
+                f"has the label {reprlib.repr(record['label'])}, but COPA has only 0 for choice1 and 1 for choice2"
+            )
         return (int(record["label"]),)
 
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 from zolit.tasks.generation import Generation
 from zolit.tasks.metrics import drop_scores
 from zolit.tasks.task import Record
+from zolit.tasks.values import texts_under
 
 
 class DROP(Generation):
@@ -37,7 +38,7 @@ class DROP(Generation):
     @override
     def references(self, record: Record) -> tuple[str, ...]:
         """Returns the spans of the answer; see ``Task.references``."""
-        return tuple((record.get("answers_spans") or {}).get("spans", ()))
+        return texts_under(record.get("answers_spans"), "spans", "answers_spans")
 
     @override
     def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from zolit.tasks.classification import Classification
 from zolit.tasks.task import Record
+from zolit.tasks.values import text_of
 
 
 class Entailment(Classification):
@@ -32,6 +33,6 @@ class Entailment(Classification):
     @override
     def values(self, record: Record) -> Mapping[str, object]:
         """Adds the fields of the masked template; see ``Classification.values``."""
-        premise, hypothesis = str(record["premise"]).rstrip(), str(record["hypothesis"]).strip()
+        premise, hypothesis = (text_of(record[column], column).strip() for column in ("premise", "hypothesis"))
         cut = premise[:-1] if premise[-1:] in (".", "?", "!") else premise
         return {**record, "cut_premise": cut, "lower_hypothesis": hypothesis[:1].lower() + hypothesis[1:]}

@@ -11,6 +11,7 @@ from zolit.errors import UserError
 from zolit.tasks.metrics import squad_scores
 from zolit.tasks.task import Question, Record, Task
 from zolit.tasks.template import Template
+from zolit.tasks.values import text_of, texts_of
 
 
 class Generation(Task):
@@ -63,7 +64,10 @@ class Generation(Task):
     def references(self, record: Record) -> tuple[str, ...]:
         """Returns the answers in the column of the answer; see ``Task.references``."""
         answers = record.get(self.answer_column)
-        return tuple(answers) if isinstance(answers, list | tuple) else () if answers is None else (str(answers),)
+        if answers is None:
+            return ()
+        several = isinstance(answers, list | tuple)
+        return texts_of(answers, self.answer_column) if several else (text_of(answers, self.answer_column),)
 
     @override
     def judge(self, answer: str, references: Sequence[str]) -> dict[str, float]:

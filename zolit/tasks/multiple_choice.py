@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from typing_extensions import override
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
 from zolit.tasks.template import Template
+from zolit.tasks.values import text_of
 
 
 class MultipleChoice(Task):
@@ -48,7 +50,8 @@ class MultipleChoice(Task):
     @override
     def question(self, record: Record) -> Question:
         """Returns the rendered template and the choices; see ``Task.question``."""
-        return Question(self.template.render(record), tuple(f" {record[column]}" for column in self.choices))
+        choices = (text_of(record[column], column) for column in self.choices)
+        return Question(self.template.render(record), tuple(f" {choice}" for choice in choices))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
@@ -56,5 +59,7 @@ class MultipleChoice(Task):
         label = str(record[self.label_column])
         names = [*self.choices, *(str(number) for number in range(len(self.choices)))]
         if label not in names:
-            raise UserError(f"has the label {label!r}, but --data.task.choices allows only {', '.join(names)}")
+            raise UserError(
+                f"has the label {reprlib.repr(label)}, but --data.task.choices allows only {', '.join(names)}"
+            )
         return (names.index(label) % len(self.choices),)

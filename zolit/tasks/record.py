@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from typing_extensions import override
 
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
+from zolit.tasks.values import text_of, texts_of
 
 _GAP = "@placeholder"
 
@@ -37,16 +39,22 @@ class ReCoRD(Task):
     @override
     def question(self, record: Record) -> Question:
         """Fills the gap of the query with each entity; see ``Task.question``."""
-        passage = str(record["passage"]).replace("@highlight\n", "- ")
-        filled = (str(record["query"]).replace(_GAP, entity) for entity in record["entities"])
+        passage = text_of(record["passage"], "passage").replace("@highlight\n", "- ")
+        query, entities = text_of(record["query"], "query"), texts_of(record["entities"], "entities")
+        filled = (query.replace(_GAP, entity) for entity in entities)
         return Question(f"{passage}\n-", tuple(f" {sentence}" for sentence in filled))
+
+    @override
+    def content_free(self, record: Record) -> Record:
+        """Returns the record with empty texts and no entities; see ``Task.content_free``."""
+        return {**super().content_free(record), "entities": ()}
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the indices of the entities that are answers; see ``Task.correct_answers``."""
         # Training uses the first answer. The entities may contain an answer more than once.
-        entities, answers = list(record["entities"]), list(record["answers"])
+        entities, answers = texts_of(record["entities"], "entities"), texts_of(record["answers"], "answers")
         found = [index for answer in answers for index, entity in enumerate(entities) if entity == answer]
         if not found:
-            raise UserError(f"has no entity that equals one of its answers {answers}")
+            raise UserError(f"has no entity that equals one of its answers {reprlib.repr(list(answers))}")
         return tuple(dict.fromkeys(found))

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from zolit.tasks.generation import Generation
 from zolit.tasks.task import Record
+from zolit.tasks.values import texts_under
 
 
 class SQuAD(Generation):
@@ -32,4 +33,4 @@ class SQuAD(Generation):
     @override
     def references(self, record: Record) -> tuple[str, ...]:
         """Returns the texts of the answers; see ``Task.references``."""
-        return tuple((record.get("answers") or {}).get("text", ()))
+        return texts_under(record.get("answers"), "text", "answers")

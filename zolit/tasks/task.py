@@ -82,6 +82,9 @@ class Task(ABC):
 
         Args:
             record: Has all columns of ``inputs`` and, except in prediction, those of ``targets``.
+
+        Raises:
+            UserError: If a value cannot be read as text. The message continues after the record's name.
         """
 
     def content_free(self, record: Record) -> Record:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zolit.errors import UserError
+from zolit.tasks.values import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +49,11 @@ class Template:
         return tuple(field for _, field in self.parts if field is not None)
 
     def render(self, record: Mapping[str, Any]) -> str:
-        """Returns the prompt of a record, which has a value for each of :attr:`fields`; values are stripped."""
-        return "".join(literal + ("" if field is None else str(record[field]).strip()) for literal, field in self.parts)
+        """Returns the prompt of a record, which has a value for each of :attr:`fields`; values are stripped.
+
+        Raises:
+            UserError: If a value is no text and no number. The message continues after the record's name.
+        """
+        return "".join(
+            literal + ("" if field is None else text_of(record[field], field).strip()) for literal, field in self.parts
+        )

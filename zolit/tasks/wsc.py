@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from zolit.tasks.classification import Classification
 from zolit.tasks.task import Record
+from zolit.tasks.values import text_of
 
 
 class WSC(Classification):
@@ -34,4 +35,4 @@ class WSC(Classification):
     @override
     def values(self, record: Record) -> Mapping[str, object]:
         """Adds the field ``pronoun``, in small letters; see ``Classification.values``."""
-        return {**record, "pronoun": str(record["span2_text"]).lower()}
+        return {**record, "pronoun": text_of(record["span2_text"], "span2_text").lower()}
