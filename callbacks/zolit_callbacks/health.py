@@ -67,7 +67,7 @@ class HealthMonitor(pl.Callback):
         self._first_loss: float | None = None
         self._losses: deque[float] = deque(maxlen=_LAST)
         self._alike = 0
-        self._last: StepReport | None = None
+        self._steps = self._skipped = 0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,7 +83,7 @@ class HealthMonitor(pl.Callback):
     ) -> None:
         """Checks the report of the step. Reads numbers that the host has, and the weights if a step was too large."""
         report: StepReport = cast("dict[str, Any]", outputs)["zo"]
-        self._last = report
+        self._steps, self._skipped = report.step + 1, report.skipped_steps
         if report.skipped:
             return
         self._first_loss = report.loss if self._first_loss is None else self._first_loss
@@ -143,15 +143,13 @@ class HealthMonitor(pl.Callback):
         """Returns why the fit learned nothing. Called after the fit and the validation of the final weights.
 
         Returns:
-            One sentence, equal on all ranks; None if the fit made no step, or may have learned.
+            One sentence, equal on all ranks; None if no step was made, or the run may have learned.
         """
-        if self._last is None:
-            return None
         if self._all_skipped():
             reason = self._skipped_sentence()
         elif self._has_diverged(trainer):
             reason = self._diverged_sentence(trainer)
-        elif self._alike >= _IN_A_ROW and self._alike + self._last.skipped_steps > self._last.step:
+        elif self._alike >= _IN_A_ROW and self._alike + self._skipped >= self._steps:
             reason = self._alike_sentence()
         else:
             return None
@@ -166,12 +164,11 @@ class HealthMonitor(pl.Callback):
             rank_zero_warn(sentence)
 
     def _all_skipped(self) -> bool:
-        return self._last is not None and self._last.skipped_steps > self._last.step
+        return 0 < self._steps == self._skipped
 
     def _skipped_sentence(self) -> str:
-        assert self._last is not None
         return (
-            f"all {self._last.step + 1} steps were skipped, because losses were not finite: check the weights of the "
+            f"all {self._steps} steps were skipped, because losses were not finite: check the weights of the "
             "model and the training data, or change model.optimizer.eps or trainer.precision"
         )
 
@@ -196,14 +193,13 @@ class HealthMonitor(pl.Callback):
         return not self._growth() <= _GROWN and not gained and not fell
 
     def _diverged_sentence(self, trainer: pl.Trainer) -> str:
-        assert self._last is not None
         if self._before and self._after:
             names = [name for name in (f"val/{deciding_metric(trainer)}", "val/loss") if name in self._after]
             went = [f"{name} went from {self._before[name]:.3g} to {self._after[name]:.3g}" for name in names]
         else:
             went = [f"train/loss went from {self._first_loss:.3g} to {_mean(self._losses):.3g}"]
         return (
-            f"after {self._last.step + 1} steps the weights are {self._growth():.3g} times as large as before "
+            f"after {self._steps} steps the weights are {self._growth():.3g} times as large as before "
             f"training, and {' and '.join(went)}: the run has diverged; start again with a lower model.optimizer.lr"
         )
 
@@ -213,6 +209,9 @@ class HealthMonitor(pl.Callback):
         return {
             "said": sorted(self._said),
             "before": self._before,
+            "after": self._after,
+            "steps": self._steps,
+            "skipped": self._skipped,
             "start": self._start,
             "size": self._size,
             "largest_step": self._largest_step,
@@ -226,6 +225,8 @@ class HealthMonitor(pl.Callback):
         """Restores a state that ``state_dict`` returned."""
         self._said = set(state_dict["said"])
         self._before = dict(state_dict["before"])
+        self._after = dict(state_dict["after"])
+        self._steps, self._skipped = state_dict["steps"], state_dict["skipped"]
         self._start = state_dict["start"]
         self._size = state_dict["size"]
         self._largest_step = state_dict["largest_step"]

@@ -85,7 +85,7 @@ class ZolitCLI(LightningCLI):
             rank_zero_info(f"ckpt_path: {config.ckpt_path}")
         path = config.get("ckpt_path")
         require(
-            path is None or Path(path).exists(),
+            path in (None, "hpc") or Path(path).exists(),
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)
