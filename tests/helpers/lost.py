@@ -1,8 +1,8 @@
 """Runs ``zolit`` as one process of several, whose heartbeat may wait for a shorter time: a script, not a test.
 
 Environment variables, because the launcher starts the other processes with the same arguments: ``PATIENCE`` in beats,
-and ``FOLDER``, where each process writes its id into ``rank<r>`` at its first training step. With ``BUSY``, process 1
-then computes for so many seconds before its step, and does not release Python's lock by itself.
+``START_PATIENCE`` in seconds, and ``FOLDER``, where each process writes its id into ``rank<r>`` at its first training
+step. With ``BUSY``, the first process then computes in Python for so many seconds.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zolit.cli.main import main
-from zolit.training import heartbeat
+from zolit.training import heartbeat, launcher
 from zolit.training.module import ZerothOrderModule
 
 
@@ -32,5 +32,6 @@ def announce() -> None:
 
 if __name__ == "__main__":
     heartbeat.PATIENCE = int(os.environ["PATIENCE"])
+    launcher.START_PATIENCE = int(os.environ.get("START_PATIENCE", "300"))
     announce()
     main()

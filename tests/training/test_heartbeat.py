@@ -309,8 +309,11 @@ def test_the_loss_of_one_of_three(run: Callable[..., Run]) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_process_that_dies_before_the_others_know_it(run: Callable[..., Run], lost: int) -> None:
-    started = run(30)
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_before_the_others_know_it(
+    run: Callable[..., Run], fault: signal.Signals, lost: int
+) -> None:
+    started = run(30, START_PATIENCE="10")
     first = psutil.Process(started.launch().pid)
     deadline = time.monotonic() + 60
     while not (children := [child for child in first.children() if "lost.py" in " ".join(child.cmdline())]):
@@ -318,9 +321,10 @@ def test_a_process_that_dies_before_the_others_know_it(run: Callable[..., Run], 
         time.sleep(0.01)
     time.sleep(0.5)  # the other process is importing torch
     both = [first, children[0]]
-    both[lost].kill()
-    assert gone(both[1 - lost], 30)
-    assert f"process {lost + 1} of 2 has ended" in started.sentence()
+    both[lost].send_signal(fault)
+    assert gone(both[1 - lost], 40)
+    said = "process {} of 2 has ended" if fault == signal.SIGKILL else "the 2 processes of the run have not found each"
+    assert said.format(lost + 1) in started.sentence()
 
 
 @pytest.mark.faults

@@ -3,7 +3,8 @@
 Each process has a thread that exchanges a beat a second with the first process, over a TCP connection of its own. A
 process that dies closes its connections. A process that stands still (stopped, or cut off from the network) sends no
 beats. The first process tells the others which process is lost. A busy process keeps beating, because its thread runs
-beside its work.
+beside its work. Only a single call that holds Python's lock for as long as the patience would look like a stop. The
+longest one is in the tokenizer: it holds the lock for about 1 second in 100,000 prompts, on all processes together.
 """
 
 from __future__ import annotations

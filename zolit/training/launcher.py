@@ -15,6 +15,9 @@ from typing_extensions import override
 
 from zolit.training.heartbeat import GRACE, INTERVAL, Heartbeat, LostProcessError, ended
 
+START_PATIENCE = 300
+"""Seconds that a process waits for the others at the start of a run."""
+
 _PARENT = "ZOLIT_PARENT_PROCESS"
 """Environment variable of the processes that a launcher starts: the process that starts them."""
 
@@ -46,8 +49,8 @@ class Launcher(_SubprocessScriptLauncher):
             os.environ[_PARENT] = str(os.getpid())
             self._call_children_scripts()
             threading.Thread(target=self._observe_children, daemon=True, name="zolit observer").start()
-        elif os.environ.get(_PARENT, str(os.getpid())) != str(os.getpid()):
-            threading.Thread(target=self._observe_parent, daemon=True, name="zolit observer").start()
+        if self.num_processes * self.num_nodes > 1:
+            threading.Thread(target=self._observe_start, daemon=True, name="zolit start").start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
             return function(*args, **kwargs)
@@ -82,8 +85,17 @@ class Launcher(_SubprocessScriptLauncher):
                         self.leave(ended(rank, self.num_processes * self.num_nodes))
                     return
 
-    def _observe_parent(self) -> None:
-        """Ends this process if the one that started it ends before the heartbeat starts."""
+    def _observe_start(self) -> None:
+        """Ends this process if the heartbeat does not start, or if the process that started this one ends before."""
+        size, waited = self.num_processes * self.num_nodes, 0.0
+        parent = os.environ.get(_PARENT)
+        is_child = parent not in (None, str(os.getpid()))
         while not self.heartbeat.started.wait(INTERVAL) and not self._ended.is_set():
-            if str(os.getppid()) != os.environ[_PARENT]:
-                self.leave(ended(0, self.num_processes * self.num_nodes))
+            waited += INTERVAL
+            if is_child and str(os.getppid()) != parent:
+                self.leave(ended(0, size))
+            if waited >= START_PATIENCE:
+                self.leave(
+                    f"the {size} processes of the run have not found each other within {START_PATIENCE} s: one was not "
+                    "started, is stopped or cannot be reached; start the run again"
+                )
