@@ -277,6 +277,23 @@ def test_a_resumed_fit_continues_with_the_next_batch(
         assert rest.trained == whole.trained[step:]
 
 
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_only_a_fit_needs_the_batches_of_the_checkpoint(module: Build, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path / "saved", filename="{step}", every_n_train_steps=1)
+    trainer(tmp_path, saver, max_steps=3).fit(Recorder(), datamodule=module())
+    resume = {"ckpt_path": tmp_path / "saved" / "step=3.ckpt", "weights_only": True}
+    recorder = Recorder()
+    with pytest.raises(UserError, match=r"set data\.batch_size to 4, which is right for 1 process"):
+        trainer(tmp_path, max_steps=5).fit(recorder, datamodule=module(batch_size=8), **resume)
+    assert recorder.validated == 0  # before the validation that precedes a fit
+    other = module(batch_size=8, seed=1, train_examples=9)
+    trainer(tmp_path).validate(recorder, datamodule=other, verbose=False, **resume)
+    trainer(tmp_path).predict(recorder, datamodule=other, **resume)
+    trainer(tmp_path, max_steps=5).fit(recorder, datamodule=module(), **resume)
+    assert len(recorder.trained) == 2
+
+
 def test_a_second_fit_starts_from_the_first_batch(module: Build, tmp_path: Path) -> None:
     data, first, second = module(), Recorder(), Recorder()
     trainer(tmp_path, max_epochs=1).fit(first, datamodule=data)

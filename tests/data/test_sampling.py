@@ -16,17 +16,24 @@ from zolit.errors import UserError
 LENGTHS = [random.Random(i).randint(1, 40) for i in range(1003)]
 
 
-def loader(workers: int = 0, size: int = 4, examples: int = 30) -> ResumableLoader:
+def loader(
+    workers: int = 0, size: int = 4, examples: int = 30, first: int = 0, rank: int = 0, world: int = 1, seed: int = 0
+) -> ResumableLoader:
     """The label of each example is its index."""
-    prompts = [torch.ones(length, dtype=torch.int64) for length in LENGTHS[:examples]]
+    prompts = [torch.ones(length, dtype=torch.int64) for length in LENGTHS[first : first + examples]]
     data = EncodedPrompts(prompts, torch.arange(examples), torch.tensor([1, 2]), 0)
-    sampler = GlobalBatchSampler(data.lengths, size)
+    sampler = GlobalBatchSampler(data.lengths, size, rank=rank, world_size=world, seed=seed)
     context = "fork" if workers else None
     return ResumableLoader(data, sampler=sampler, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
 
 def indices(batches: Iterator) -> list[list[int]]:
     return [batch.labels.tolist() for batch in batches]
+
+
+def place(of: ResumableLoader) -> tuple[int, int]:
+    state = of.state_dict()
+    return state["epoch"], state["batches"]
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
@@ -99,12 +106,12 @@ def test_a_loader_continues_with_the_next_batch(workers: int) -> None:
     whole = loader()
     expected = indices(whole) + indices(whole)  # two epochs of 7
     assert expected[:7] != expected[7:]
-    assert whole.state_dict() == {"epoch": 2, "batches": 0}
+    assert place(whole) == (2, 0)
 
     cut = loader(workers)
     assert indices(islice(cut, 3)) == expected[:3]
     state = cut.state_dict()
-    assert state == {"epoch": 0, "batches": 3}
+    assert place(cut) == (0, 3)
     resumed = loader(workers)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
@@ -117,7 +124,7 @@ def test_the_end_of_an_epoch_is_known_at_its_last_batch() -> None:
     batches = iter(cut)
     for _ in range(7):
         next(batches)
-    assert cut.state_dict() == {"epoch": 1, "batches": 0}
+    assert place(cut) == (1, 0)
 
 
 def test_reading_one_batch_keeps_the_position() -> None:
@@ -139,10 +146,43 @@ def test_announced_epochs_continue_at_the_position_of_the_last() -> None:
 
 def _at(epoch: int) -> ResumableLoader:
     placed = loader()
-    placed.load_state_dict({"epoch": epoch, "batches": 0})
+    placed.load_state_dict(placed.state_dict() | {"epoch": epoch})
     return placed
 
 
-def test_a_position_beyond_the_data_is_refused() -> None:
-    with pytest.raises(UserError, match="after 7 batches of an epoch, but an epoch has only 7 now"):
-        loader().load_state_dict({"epoch": 0, "batches": 7})
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_another_number_of_ranks_continues_with_the_same_global_batches(before: int, after: int) -> None:
+    expected = indices(loader(size=8))
+    for rank in range(before):
+        cut = loader(size=8 // before, rank=rank, world=before)
+        assert indices(islice(cut, 2)) == [batch[rank::before] for batch in expected[:2]]
+        for other in range(after):
+            resumed = loader(size=8 // after, rank=other, world=after)
+            resumed.load_state_dict(cut.state_dict())
+            assert indices(resumed) == [batch[other::after] for batch in expected[2:]]
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"size": 4}, "data.batch_size: .* had 8 examples, and a step of this run has 4; .* 8, .* for 1 process$"),
+        ({"size": 8, "world": 2}, "data.batch_size: .* had 8 .* has 16; set data.batch_size to 4, .* for 2 processes$"),
+        ({"size": 3, "world": 3}, "trainer.devices: .* 8 examples, and no data.batch_size .* on 3 processes; .*of 8$"),
+        (
+            {"size": 8, "seed": 1},
+            "data.seed: .* with seed 0, and this run has 1; set data.seed or seed_everything to 0",
+        ),
+        ({"size": 8, "examples": 29}, "data.train_examples: .* had 30 training examples, and this run has 29"),
+        ({"size": 8, "first": 1}, "data.train_file: the training examples are not those"),
+    ],
+)
+def test_other_batches_are_refused(now: dict[str, int], message: str) -> None:
+    saved = loader(size=8).state_dict()
+    with pytest.raises(UserError, match=message) as caught:
+        loader(**now).load_state_dict(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_without_an_order_is_refused() -> None:
+    with pytest.raises(UserError, match="ckpt_path: the checkpoint does not say how its run ordered"):
+        loader().load_state_dict({"epoch": 0, "batches": 1})

@@ -94,6 +94,26 @@ def test_two_ranks_draw_each_others_directions(tmp_path: Path, precision: str, g
             torch.testing.assert_close(weight, first["weights"][name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(("before", "after"), [((2, 8), (1, 16)), ((1, 16), (2, 8))])
+def test_a_checkpoint_resumes_on_another_number_of_ranks(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """60 batches an epoch: the run is cut in its first epoch and ends in its second."""
+    options = ("--model.optimizer.momentum=0.5", "--trainer.val_check_interval=70", "--trainer.max_steps=70")
+    whole, *_ = fit(tmp_path / "whole", *after, *options)
+    fit(tmp_path / "cut", *before, *options, "--trainer.max_steps=50", "--trainer.val_check_interval=50")
+    (last,) = (tmp_path / "cut").rglob("last.ckpt")
+    resumed, *_ = fit(tmp_path / "resumed", *after, *options, f"--ckpt_path={last}")
+    assert resumed["losses"] == pytest.approx(whole["losses"][50:], abs=1e-3)
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(resumed["weights"][name], weight, rtol=1e-2, atol=1e-3)
+    done = start(tmp_path / "refused", after[0], 2 * after[1], *options, f"--ckpt_path={last}")
+    assert done.returncode != 0
+    assert "UserError: data.batch_size: a step of the checkpoint's run had 16 examples" in done.stderr
+    assert f"set data.batch_size to {after[1]}" in done.stderr
+
+
 def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:
     first, second = fit(tmp_path / "ddp", 2, 8, "--trainer.strategy=ddp")
     assert first["strategy"] == "ReplicatedStrategy"

@@ -106,7 +106,7 @@ class PromptedData(LightningDataModule):
         self.trust_remote_code = trust_remote_code
         self._encoded: dict[str, EncodedPrompts | EncodedAnswers] = {}
         self._train_loader: ResumableLoader | None = None
-        self._resume_from: dict[str, int] | None = None
+        self._fits = False
 
     def prepare_data(self) -> None:
         """Downloads the tokenizer and the data set if needed. Called on one process, before ``setup``."""
@@ -126,8 +126,9 @@ class PromptedData(LightningDataModule):
         self._check_numbers()
         if self.calibrated and self.task.generates:
             raise UserError("--data.calibrated needs a task with choices; the answers of this task are generated")
-        if stage == "fit":  # setup runs before load_state_dict
-            self._train_loader = self._resume_from = None
+        self._fits = stage == "fit"
+        if self._fits:  # setup runs before load_state_dict
+            self._train_loader = None
         needed = {
             "fit": ["train", "validation"] if self.has("validation") else ["train"],
             "validate": ["validation"],
@@ -166,12 +167,10 @@ class PromptedData(LightningDataModule):
             data = self._encoded["train"]
             sampler = GlobalBatchSampler(data.lengths, self.batch_size, rank=rank, world_size=world, seed=self.seed)
             self._train_loader = ResumableLoader(data, sampler=sampler, batch_size=None)
-            if self._resume_from is not None:
-                self._train_loader.load_state_dict(self._resume_from)
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the position of the training loader.
+        """Returns the position of the training loader; see ``ResumableLoader.state_dict``.
 
         The loader has its own state, but Lightning (2.6) does not always restore it: not in a run that resumes at the
         end of an epoch, nor if ``trainer.estimated_stepping_batches`` created the loader early.
@@ -179,8 +178,13 @@ class PromptedData(LightningDataModule):
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Stores the position for the training loader, which is created later."""
-        self._resume_from = state_dict
+        """Restores the position of the training loader in a fit. Other stages do not train and accept any checkpoint.
+
+        Raises:
+            UserError: If the run of the checkpoint had other batches, over all processes.
+        """
+        if self._fits:
+            self.train_dataloader().load_state_dict(state_dict)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Returns this process's validation batches, of examples of similar length; [] without validation data."""

@@ -1,7 +1,8 @@
 """Decides which examples form a batch, on each rank and at each point of a run.
 
-The batches of an epoch are a pure function of (seed, epoch). A run is therefore resumed from two numbers: the epoch,
-and how many of its batches were served.
+The batches of an epoch are a pure function of the lengths of all examples, the size of a global batch, the seed and the
+epoch. A run is therefore resumed from two numbers: the epoch, and how many of its batches were served. A checkpoint has
+the other values too, and a run with other ones is refused: the two numbers would be another place in the data.
 
 Both samplers yield whole batches and are passed to a ``DataLoader`` as ``sampler=`` with ``batch_size=None``. Each is a
 ``DistributedSampler`` that shards by itself. Lightning does not replace such a sampler, for any value of
@@ -11,13 +12,14 @@ Both samplers yield whole batches and are passed to a ``DataLoader`` as ``sample
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from zolit.errors import UserError
+from zolit.errors import require
 from zolit.models.batches import Batch
 
 WINDOW = 50
@@ -69,6 +71,8 @@ class GlobalBatchSampler(DistributedSampler[list[int]]):
         start: Position where the next iteration begins: (epoch, number of its batches to skip).
         position: Position after the last served batch, as (epoch, batches); :class:`ResumableLoader` updates it.
         announced_epoch: The last epoch that Lightning set; None outside of Lightning.
+        order: What decides the batches of each epoch, on all ranks together: the size of a global batch, the seed, the
+            number of examples, and a checksum of their lengths.
     """
 
     def __init__(
@@ -77,6 +81,12 @@ class GlobalBatchSampler(DistributedSampler[list[int]]):
         super().__init__(lengths, num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.lengths = lengths
         self.global_batch_size = batch_size * world_size
+        self.order = {
+            "seed": seed,
+            "examples": len(lengths),
+            "lengths": zlib.crc32(" ".join(map(str, lengths)).encode()),
+            "global_batch_size": self.global_batch_size,
+        }
         self.start = self.position = (0, 0)
         self.announced_epoch: int | None = None
 
@@ -100,6 +110,49 @@ class GlobalBatchSampler(DistributedSampler[list[int]]):
         if self.announced_epoch is not None and epoch != self.announced_epoch:
             self.start = self.position
         self.announced_epoch = epoch
+
+    def check_order(self, saved: dict[str, int]) -> None:
+        """Checks that the run of a checkpoint had the same batches. Called before a fit resumes.
+
+        Args:
+            saved: The ``order`` of that run's sampler, among other values.
+
+        Raises:
+            UserError: If the batches differ. The message names the option that decides it.
+        """
+        own, ranks = self.order, self.num_replicas
+        require(
+            saved.keys() >= own.keys(),
+            "ckpt_path: the checkpoint does not say how its run ordered the training examples, so a fit cannot resume "
+            "from it; start a new one from `zolit export`",
+        )
+        require(
+            saved["seed"] == own["seed"],
+            f"data.seed: the checkpoint's run ordered the training examples with seed {saved['seed']}, and this run "
+            f"has {own['seed']}; set data.seed or seed_everything to {saved['seed']}",
+        )
+        require(
+            saved["examples"] == own["examples"],
+            f"data.train_file, data.train_examples: the checkpoint's run had {saved['examples']} training examples, "
+            f"and this run has {own['examples']}; resume with the training data of that run",
+        )
+        require(
+            saved["lengths"] == own["lengths"],
+            "data.train_file: the training examples are not those of the checkpoint's run, their lengths in tokens "
+            "differ; resume with the training data and the prompts of that run",
+        )
+        size = saved["global_batch_size"]
+        require(
+            size % ranks == 0,
+            f"trainer.devices: a step of the checkpoint's run had {size} examples, and no data.batch_size gives this "
+            f"number on {ranks} processes; set trainer.devices to a divisor of {size}",
+        )
+        require(
+            size == self.global_batch_size,
+            f"data.batch_size: a step of the checkpoint's run had {size} examples, and a step of this run has "
+            f"{self.global_batch_size}; set data.batch_size to {size // ranks}, which is right for {ranks} "
+            f"process{'es' * (ranks > 1)}",
+        )
 
 
 class OrderedBatchSampler(DistributedSampler[list[int]]):
@@ -169,23 +222,22 @@ class ResumableLoader(DataLoader[Batch]):
                 return
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the position, ``{"epoch": ..., "batches": ...}``: the batches of that epoch served so far."""
+        """Returns the position, and the order in which it is one.
+
+        ``epoch`` and ``batches`` are the position: the batches of that epoch served so far. The other values are those
+        of the sampler's ``order``.
+        """
         epoch, batches = self._sampler.position
-        return {"epoch": epoch, "batches": batches}
+        return {"epoch": epoch, "batches": batches, **self._sampler.order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Starts the next iteration at the position of a :meth:`state_dict`.
+        """Starts the next iteration at the position of a :meth:`state_dict`, of any number of ranks.
 
         Raises:
-            UserError: If an epoch has fewer batches now than were served then.
+            UserError: If that loader had other batches.
         """
-        position = state_dict["epoch"], state_dict["batches"]
-        if position[1] >= len(self._sampler):
-            raise UserError(
-                f"the checkpoint was written after {position[1]} batches of an epoch, but an epoch has only"
-                f" {len(self._sampler)} now: resume with the training data and batch size of the original run"
-            )
-        self._sampler.start = self._sampler.position = position
+        self._sampler.check_order(state_dict)
+        self._sampler.start = self._sampler.position = state_dict["epoch"], state_dict["batches"]
 
     @property
     def _sampler(self) -> GlobalBatchSampler:

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from zolit.optim.collectives import Collectives
+from zolit.training.launcher import Launcher
 
 
 class ProcessCollectives(Collectives):
@@ -51,6 +52,28 @@ class ReplicatedStrategy(DDPStrategy):
         """Makes the weights of all ranks equal, without DDP's wrapper; see ``DDPStrategy.configure_ddp``."""
         assert self.model is not None
         _sync_module_states(self.model)
+
+    @override
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        assert self.cluster_environment is not None
+        if self._start_method == "popen":
+            self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    @override
+    def setup_environment(self) -> None:
+        """Creates the process group, and starts to watch the other processes; see ``Strategy.setup_environment``."""
+        super().setup_environment()
+        if isinstance(self._launcher, Launcher):
+            store = dist.distributed_c10d._get_default_store()
+            self._launcher.heartbeat.start(store, dist.get_rank(), dist.get_world_size())
+
+    @override
+    def teardown(self) -> None:
+        """Ends the watch and cleans up; see ``Strategy.teardown``. Called at the end of a run, also of a failed one."""
+        if isinstance(self._launcher, Launcher):
+            self._launcher.heartbeat.stop(finished=True)
+        super().teardown()
 
 
 if "replicated" not in StrategyRegistry:
