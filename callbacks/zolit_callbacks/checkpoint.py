@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -64,6 +65,8 @@ class StepCheckpoint(ModelCheckpoint):
         """Sets the metric to monitor; see ``ModelCheckpoint.setup``."""
         # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
+        # ``on_fit_start`` refuses a folder of another run.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         super().setup(trainer, pl_module, stage)
 
     @override
@@ -90,7 +93,8 @@ class StepCheckpoint(ModelCheckpoint):
         """Writes the best checkpoint with the weights at the start; see ``Callback.on_train_start``."""
         super().on_train_start(trainer, pl_module)
         is_resumed = bool(self.best_model_path) or trainer.global_step > 0
-        if is_resumed or not sum(trainer.num_val_batches) or self._should_skip_saving_checkpoint(trainer):
+        is_trial = cast("Any", trainer).fast_dev_run
+        if is_resumed or is_trial or not sum(trainer.num_val_batches):
             return
         unknown = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         score = unknown if self._score_at_start is None else self._score_at_start

@@ -18,6 +18,8 @@ from zolit_callbacks.checkpoint import deciding_metric
 
 Trouble = Literal["rate", "alike", "metrics", "diverged", "skipped"]
 
+_MOST = 0.5
+"""Share of trained weights from which on a step is compared with their size. LoRA learned with steps of 8 times it."""
 _IN_A_ROW = 10
 """Number of steps in a row whose probes do not differ."""
 _GROWN = 2.0
@@ -44,7 +46,8 @@ class HealthMonitor(pl.Callback):
     - *rate*: a step moves a weight by about η√Σa², the learning rate times the norm of the step's coefficients. The
       rate is too large if this exceeds the size of the weights. Not all updates move weights by so much, and Adam does
       not. One more pass over the weights therefore checks that they have grown. If they have not, the next check is at
-      twice the step.
+      twice the step. Adapters may move by more than their size; if less than half of the weights is trained, this is
+      not checked.
     - *alike*: for ten steps in a row, all losses of a step are equal and all coefficients are 0.
     - *metrics*: a metric of a validation is NaN or infinite.
     - *diverged*: weights are more than twice as large as before the first step, and the validations show no learning:
@@ -75,7 +78,7 @@ class HealthMonitor(pl.Callback):
         if self._start is None:
             self._size = _size_of(trainer, _trainable(pl_module))
             self._start = self._size or _size_of(trainer, pl_module.parameters())
-            self._largest_step = self._start
+            self._largest_step = self._start if _share_of_trained(pl_module) >= _MOST else math.inf
 
     @override
     def on_train_batch_end(
@@ -244,6 +247,10 @@ def _probes_are_alike(report: StepReport) -> bool:
 
 def _trainable(module: pl.LightningModule) -> Iterable[torch.nn.Parameter]:
     return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _share_of_trained(module: pl.LightningModule) -> float:
+    return sum(p.numel() for p in _trainable(module)) / sum(p.numel() for p in module.parameters())
 
 
 @torch.no_grad()

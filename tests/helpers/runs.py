@@ -27,16 +27,18 @@ def curve(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """Returns the figures of the only summary below a folder that must not vary."""
-    (file,) = folder.rglob("summary.json")
-    content = json.loads(file.read_text(), parse_constant=lambda name: 1 / 0)
+    """Returns the figures of the newest summary below a folder that must not vary."""
+    content = json.loads(_newest_summary(folder), parse_constant=lambda name: 1 / 0)
     return {name: value for name, value in content.items() if not any(part in name for part in _VARIES)}
 
 
+def _newest_summary(folder: Path) -> str:
+    return max(folder.rglob("summary.json"), key=lambda file: file.stat().st_mtime).read_text()
+
+
 def end(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the last and the best checkpoint that the only summary below a folder names."""
-    (file,) = folder.rglob("summary.json")
-    content = json.loads(file.read_text())
+    """Returns the last and the best checkpoint that the newest summary below a folder names."""
+    content = json.loads(_newest_summary(folder))
     last, best = (torch.load(content[name], weights_only=True) for name in ("checkpoint", "best_checkpoint"))
     return last, best
 

@@ -97,6 +97,7 @@ def test_fit_validate_predict_export(zolit: Fit, folder: Path, tmp_path: Path, p
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("folder", ["llama", "roberta"], indirect=True)
+@pytest.mark.filterwarnings("ignore:.*the run has diverged")  # the rate is large, so that each score moves
 def test_lora_is_merged_by_export(zolit: Fit, folder: Path, tmp_path: Path) -> None:
     options = [*words(tmp_path), f"--model.name_or_path={folder}", "--config=configs/tuning/lora.yaml"]
     short = ["--model.optimizer.lr=1", "--trainer.max_steps=12", "--trainer.log_every_n_steps=1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.conftest import QUIET, ROOT, Fit, summary
 from zolit.cli.main import main
+from zolit.training.module import ZerothOrderModule
 from zolit.training.objective import Objective
 
-MODEL = ROOT / "zolit" / "quickstart" / "model"
 SHORT = ("--trainer.max_steps=24", "--trainer.val_check_interval=12")
 LORA = "--config=configs/tuning/lora.yaml"
 
@@ -49,8 +47,9 @@ def sentences() -> Iterator[list[str]]:
 def test_a_rate_a_thousand_times_too_large(zolit: Fit, tmp_path: Path, method: str, options: list[str]) -> None:
     with sentences() as said:
         cli = zolit("fit", *SHORT, f"--config=configs/method/{method}.yaml", *options)
-    rate, diverged = said
-    assert "is too large; lower model.optimizer.lr" in rate
+    *rates, diverged = said
+    assert len(rates) == (LORA not in options)  # steps of adapters may be longer than their weights
+    assert all("is too large; lower model.optimizer.lr" in rate for rate in rates)
     assert diverged.startswith("after 12 steps the weights are")
     assert cli.failure is not None
     assert "after 24 steps" in cli.failure
@@ -67,28 +66,18 @@ def test_probes_that_do_not_differ(zolit: Fit) -> None:
     assert "24 steps in a row" in cli.failure
 
 
-@pytest.fixture
-def broken_model(tmp_path: Path) -> Path:
-    """The quickstart's model with a weight that is NaN."""
-    folder = shutil.copytree(MODEL, tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = math.nan
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def test_a_model_of_nan_ends_with_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, broken_model: Path
+def test_a_fit_that_skips_every_step_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ZerothOrderModule, "_losses", lambda *_: torch.full((16,), math.nan))
     command = ["zolit", "fit", "--config=configs/quickstart.yaml", *QUIET, "--trainer.max_steps=4"]
-    command += [f"--model.name_or_path={broken_model}", f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"]
+    command += [f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"]
     monkeypatch.setattr(sys, "argv", command)
     with sentences() as said, pytest.raises(SystemExit) as stopped:
         main()
     assert str(stopped.value.code).startswith("zolit: error: the run learned nothing: all 4 steps were skipped")
-    (metrics,) = said
-    assert metrics.startswith("val/loss is nan in the validation after step 0")
+    assert said == []
     assert (summary(tmp_path / "runs")["steps"], summary(tmp_path / "runs")["skipped_steps"]) == (4, 4)
     assert "Traceback" not in capsys.readouterr().err
 

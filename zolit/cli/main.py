@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import threading
 import warnings
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +16,7 @@ from zolit.cli.endings import print_line, stoppable
 from zolit.cli.lightning_cli import run
 from zolit.cli.table import command as table
 from zolit.errors import DivergedError, NonFiniteLossError, UserError
+from zolit.training.heartbeat import explain_lost_process
 
 
 def main() -> None:
@@ -22,18 +25,31 @@ def main() -> None:
     The exit status is 0 after success, 1 or 2 after an error, 130 after Ctrl-C and 143 after SIGTERM.
     """
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
+    threading.excepthook = _report_thread
     tune_malloc()
     try:
         with stoppable():
             _dispatch(sys.argv[1:])
     except (UserError, NonFiniteLossError, DivergedError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")
+    except RuntimeError as error:
+        if sentence := explain_lost_process(error):
+            sys.exit(f"zolit: error: {sentence}")
+        raise
     except OSError as error:
         if error.strerror is None and error.errno is None:
             raise  # of a library, and not of the file system
         place = f"{error.filename}: " if error.filename else ""
-        print_line(f"error: {place}{error.strerror}; make room or name another place, and go on with --ckpt_path last")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "make room, and go on with --ckpt_path last" if is_full else "name another file or folder"
+        print_line(f"error: {place}{error.strerror}; {advice}")
         sys.exit(1)
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Leaves an error of the file system to the main thread, which meets it too; a logger writes in a thread."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _dispatch(args: list[str]) -> None:

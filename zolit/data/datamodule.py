@@ -6,6 +6,7 @@ All reading happens in ``setup``, so that errors in the data stop a run before i
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from zolit.data.encoding import Encoder
 from zolit.data.parts import Parts
 from zolit.data.records import Records
 from zolit.data.sampling import GlobalBatchSampler, OrderedBatchSampler, ResumableLoader
-from zolit.errors import UserError
+from zolit.errors import UserError, require
 from zolit.models.batches import Batch
 from zolit.models.loading import load_tokenizer
 from zolit.tasks.classification import Classification
@@ -170,20 +171,31 @@ class PromptedData(LightningDataModule):
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the position of the training loader; see ``ResumableLoader.state_dict``.
+        """Returns the position of the training loader (see ``ResumableLoader.state_dict``), and a hash of the task.
 
         The loader has its own state, but Lightning (2.6) does not always restore it: not in a run that resumes at the
         end of an epoch, nor if ``trainer.estimated_stepping_batches`` created the loader early.
         """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        if self._train_loader is None:
+            return {}
+        return {**self._train_loader.state_dict(), "task": self._task_hash()}
+
+    def _task_hash(self) -> int:
+        """Returns a hash of the task's class and options, such as the prompt and the label words."""
+        return zlib.crc32(f"{type(self.task).__qualname__} {sorted(vars(self.task).items())}".encode())
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restores the position of the training loader in a fit. Other stages do not train and accept any checkpoint.
 
         Raises:
-            UserError: If the run of the checkpoint had other batches, over all processes.
+            UserError: If the run of the checkpoint had other batches, over all processes, or another task.
         """
         if self._fits:
+            require(
+                state_dict.get("task") == self._task_hash(),
+                "data.task: the run of the checkpoint had another task, prompt or label words; go on with its options, "
+                "or begin a new run",
+            )
             self.train_dataloader().load_state_dict(state_dict)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

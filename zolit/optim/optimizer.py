@@ -72,6 +72,7 @@ class ZerothOrder(torch.optim.Optimizer):
     Attributes:
         model: The model.
         last_step: Report of the latest step; None before the first.
+        resumed_lr: The learning rate with which the optimizer of the loaded state was made; None without such a state.
         collectives: The collectives of the processes that train together. A strategy replaces it before the first
             step.
 
@@ -118,6 +119,7 @@ class ZerothOrder(torch.optim.Optimizer):
             stage.bind(model, weights, self.blocks)
         self.collectives = Collectives()
         self.last_step: StepReport | None = None
+        self.resumed_lr: float | None = None
         self._counts = dict.fromkeys(_COUNTERS, 0)
 
     @property
@@ -282,17 +284,16 @@ class ZerothOrder(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned. Called when a run resumes.
 
-        The seed is restored too, so that the resumed run draws the same directions. The learning rate is restored
-        unless this optimizer was made with another one.
+        The learning rate and the seed are restored too, so that the resumed run draws the same directions.
 
         Raises:
             UserError: If the state is of another method, or of other blocks.
         """
         check_same(state_dict, self._signature())
         state = state_dict["zo"]
-        if state["lr"] == self.defaults["lr"]:
-            super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
         self.seed = state["seed"]
+        self.resumed_lr = state["lr"]
         self._counts = {counter: state[counter] for counter in _COUNTERS}
         for name, stage in self._stages.items():
             stage.load_state_dict(state[name])

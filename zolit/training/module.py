@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
@@ -24,14 +25,15 @@ from zolit.models.loading import check_model_path, load_language_model, load_tok
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import attach_from_state
 from zolit.optim.optimizer import ZerothOrder
-from zolit.optim.report import StepReport
 from zolit.tasks.classification import Classification
 from zolit.tasks.metrics import MeanScore
 from zolit.tasks.task import Task
 from zolit.training.checkpoint_io import AtomicCheckpointIO
 from zolit.training.objective import Kind, Objective
+from zolit.training.precision import LoadedPrecision
 from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
-from zolit.training.restoring import check_weights
+from zolit.training.report_log import log_report
+from zolit.training.restoring import check_weights, take_new_rate
 from zolit.training.safe_points import SignalSafeModule
 from zolit.training.split import SplitCollectives, SplitStrategy
 
@@ -120,6 +122,9 @@ class ZerothOrderModule(SignalSafeModule):
         )
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+        plugin = strategy.precision_plugin
+        if type(plugin) is HalfPrecision:
+            strategy.precision_plugin = LoadedPrecision(plugin.precision)
         self._split = isinstance(strategy, SplitStrategy)
         require(
             not (self._split and self._tuning.num_prefix_tokens),
@@ -184,6 +189,12 @@ class ZerothOrderModule(SignalSafeModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @override
+    def on_train_start(self) -> None:
+        """Takes a new learning rate in a resumed run; see ``take_new_rate``."""
+        super().on_train_start()
+        take_new_rate(self.zo, bool(self.lr_schedulers()))
+
     @torch.no_grad()
     def objective(self, batch: Batch) -> Tensor:
         """Returns the loss of each example at the current weights, shape (batch,), float32."""
@@ -223,26 +234,8 @@ class ZerothOrderModule(SignalSafeModule):
             scheduler.step()
         report = zo.last_step
         assert report is not None
-        self._log_report(report, () if zo.per_example else report.coefficients)
+        log_report(self, report, () if zo.per_example else report.coefficients)
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
-
-    def _log_report(self, report: StepReport, coefficients: Sequence[float]) -> None:
-        """Logs the report of a step: for other callbacks to monitor, and to each logger.
-
-        Lightning would pass the scalars on after the hooks of the step. A checkpoint that one of these hooks saves
-        would then come before the scalars of its own step, and a run that ends there would lose them.
-        """
-        scalars = {
-            "zo/forward_passes": float(report.total_forward_passes),
-            "zo/learning_rate": report.learning_rate,
-            "zo/skipped_steps": float(report.skipped_steps),
-            **{f"zo/projected_gradient/{index}": value for index, value in enumerate(coefficients)},
-        }
-        self.log("train/loss", report.loss, prog_bar=True, logger=False)
-        self.log_dict(scalars, logger=False)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set, not declared
-            for logger in self.trainer.loggers:
-                logger.log_metrics({"train/loss": report.loss, **scalars}, step=self.trainer.global_step - 1)
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         found = self._objective.evaluate(self._language, batch)

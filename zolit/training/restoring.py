@@ -5,10 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zolit.errors import UserError, require
 from zolit.models.finite import first_not_finite
+from zolit.optim.optimizer import ZerothOrder
 
 
 def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -39,6 +41,27 @@ def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Non
         damaged is None,
         f"ckpt_path: the weight {damaged} of the checkpoint is not finite; take an earlier checkpoint, and lower lr",
     )
+
+
+def take_new_rate(optimizer: ZerothOrder, is_scheduled: bool) -> None:
+    """Takes the learning rate of this run's options if it differs from that of the resumed run. Called before a fit.
+
+    torch restores the learning rate with the state of an optimizer. A user who resumes with another rate means it.
+
+    Args:
+        optimizer: The optimizer, with the loaded state.
+        is_scheduled: Whether a scheduler sets the rate; its state then goes on, with a warning.
+    """
+    wanted, resumed = optimizer.defaults["lr"], optimizer.resumed_lr
+    if resumed in (None, wanted):
+        return
+    if is_scheduled:
+        rank_zero_warn(
+            f"model.optimizer.lr: the schedule of the checkpoint goes on from {resumed}; {wanted} has no effect"
+        )
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = wanted
 
 
 def explain_failure(error: Exception, path: object) -> UserError | None:

@@ -90,5 +90,5 @@ def test_smoothing_out_of_range(smoothing: float) -> None:
 
 def test_state_of_another_kind_is_refused() -> None:
     """Scores of tensors cannot be loaded as scores of parameters."""
-    with pytest.raises(UserError, match="blocks"):
+    with pytest.raises(UserError, match="selection CurvatureSampling"):
         CurvZO(layered(), blocks="parameter").load_state_dict(CurvZO(layered()).state_dict())

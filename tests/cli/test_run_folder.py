@@ -1,0 +1,46 @@
+"""The folder of a run belongs to one run alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from zolit.cli.run_folder import claim, job_folder
+from zolit.errors import UserError
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_runs_that_begin_at_the_same_moment(tmp_path: Path, kind: type[Logger]) -> None:
+    loggers = [kind(tmp_path, name="name") for _ in range(40)]  # type: ignore[call-arg]  # of both kinds
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda logger: claim([logger]), loggers))
+    folders = {logger.log_dir for logger in loggers}
+    assert folders == {str(tmp_path / "name" / f"version_{index}") for index in range(40)}
+
+
+def test_a_named_version_stays(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="mine")
+    claim([logger])
+    assert logger.log_dir == str(tmp_path / "mine")
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "version_0").touch()
+    with pytest.raises(UserError, match="version_0 is a file"):
+        claim([TensorBoardLogger(tmp_path, name="")])
+
+
+def test_each_command_of_a_job_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job_folder("runs", ["fit"]) == "runs"
+    for name in ("NTASKS", "JOB_ID", "JOB_NAME", "PROCID", "LOCALID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    folders = {job_folder("runs", ["fit", option]) for option in ("a", "b")}
+    monkeypatch.setenv("SLURM_JOB_ID", "2")
+    folders.add(job_folder("runs", ["fit", "a"]))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    folders.add(job_folder("runs", ["fit", "a"]))
+    assert len(folders) == 4
