@@ -223,3 +223,25 @@ def test_a_folder_with_checkpoints_of_another_run(bad: Complaint, run: Path) -> 
     before = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert "has the checkpoints of another run" in bad("fit", MEZO, f"--checkpoint.dirpath={run}")
     assert_same(torch.load(run / "last.ckpt", weights_only=True)["state_dict"], before)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("model: {}", "names no model.name_or_path"),
+        ("[1, 2]", "names no model.name_or_path"),
+        ("a: [", "not a YAML file"),
+        ("model: {name_or_path: no/such/model/here}", "no/such/model/here"),
+        ("model: {name_or_path: zolit/quickstart/model, tuning: {class_path: zolit.models.LoRA}}", "another model"),
+        ("model: {name_or_path: zolit/quickstart/model, tuning: {class_path: no.Such}}", "model.tuning is not valid"),
+    ],
+)
+def test_export_with_another_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, config: str, sentence: str
+) -> None:
+    file = run.parent / "config.yaml"
+    file.write_text(config)
+    output = run / "exported"
+    said = complaint(monkeypatch, capsys, "export", f"--ckpt_path={run / 'last.ckpt'}", f"--output={output}")
+    assert sentence in said
+    assert not list(run.glob("*exported*"))

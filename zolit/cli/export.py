@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import yaml  # type: ignore[import-untyped]  # it has no type hints
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from peft import PeftModel, PromptLearningConfig
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from zolit.models.loading import load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
 from zolit.training.checkpoint_io import check_checkpoint
+from zolit.training.restoring import check_weights
 
 
 def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_code: bool = False) -> None:
@@ -47,7 +48,7 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
     require(not folder.exists() or not any(folder.iterdir()), f"output: {output} is not empty; name a new folder")
     check_files([str(file)])
     check_checkpoint(ckpt_path)
-    options = {**yaml.safe_load(file.read_text(encoding="utf-8"))["model"], "trust_remote_code": trust_remote_code}
+    options = {**_model_options(file), "trust_remote_code": trust_remote_code}
     if moved := find_moved(str((options.get("tuning") or {}).get("class_path"))):
         raise UserError(moved_sentence(*moved, str(file)))
     model = _with_weights(ckpt_path, options)
@@ -59,6 +60,14 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
     with replacing(folder) as temporary:
         cast("PreTrainedModel", model).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def _model_options(file: Path) -> dict[str, Any]:
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    options = written.get("model") if isinstance(written, dict) else None
+    if not isinstance(options, dict) or not isinstance(options.get("name_or_path"), str):
+        raise UserError(f"config: {file} names no model.name_or_path; name the config.yaml that the run wrote")
+    return options
 
 
 def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
@@ -73,18 +82,22 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
     )
     model = _tuning(options).apply(loaded)
     attach_from_state(model, weights)
+    check_weights(weights, model.state_dict())
     model.load_state_dict(weights)
     return model
 
 
 def _tuning(options: dict[str, Any]) -> Tuning:
     restrict_imports()
-    parser = ArgumentParser()
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--tuning", type=Tuning, default=None)
     given = options.get("tuning")
     if given is None:
         return Full()
-    tuning: Tuning = parser.instantiate_classes(parser.parse_object({"tuning": given})).tuning
+    try:
+        tuning: Tuning = parser.instantiate_classes(parser.parse_object({"tuning": given})).tuning
+    except ArgumentError as error:
+        raise UserError(f"config: model.tuning is not valid: {' '.join(str(error).split())}") from None
     return tuning
 
 

@@ -38,7 +38,7 @@ def check_files(args: Sequence[str]) -> None:
             continue
         require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")
         try:
-            aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(file.read_text(encoding="utf-8")))
+            aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
         require(aliases <= _MOST_ALIASES, f"{file}: a configuration has at most {_MOST_ALIASES} aliases, not {aliases}")

@@ -18,7 +18,7 @@ from rich.console import Console
 from zolit.cli.code import HELP, OPTION, import_code, split_code
 from zolit.cli.table.cell import RESULT, run_cell
 from zolit.cli.table.spec import Run, Table, read_table, runs
-from zolit.errors import Stopped, require
+from zolit.errors import Stopped, UserError, require
 from zolit.files import write_text
 
 Results = dict[Run, dict[str, Any]]
@@ -83,13 +83,21 @@ def table(
                 raise Stopped(signum)
         if status:
             failed.append(run)
-    results = {run: json.loads(path.read_text()) for run in every if (path := folder / run.folder / RESULT).is_file()}
+    results = {run: _read(path) for run in every if (path := folder / run.folder / RESULT).is_file()}
     title = spec.title + (f"; REDUCED by {scale}" if scale else "")
     shown = _cell_texts(spec, results)
     console.print(_rich_table(title, spec, shown))
     write_text(folder / "table.md", _markdown(title, spec, shown))
     console.print(f"the same in Markdown: {folder / 'table.md'}")
     require(not failed, f"table: these runs failed: {'; '.join(run.name for run in failed)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it, and the run is made again") from None
+    return result
 
 
 def _chosen(spec: Table, every: list[Run], only: list[str]) -> list[Run]:
