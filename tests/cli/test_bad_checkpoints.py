@@ -132,6 +132,12 @@ def test_last_finds_the_newest_whole_save(
     assert "there is no whole checkpoint below" in complaint(monkeypatch, capsys, *args)
 
 
+def test_last_before_the_first_run(bad: Complaint, tmp_path: Path) -> None:
+    """A script that always says so can begin; a validation has nothing to validate."""
+    assert "there is no whole checkpoint below" in bad("validate", MEZO, "--ckpt_path=last")
+    assert succeeds(tmp_path, "fit", MEZO, "--ckpt_path=last")
+
+
 def spoil_weight(content: Content) -> None:
     content["state_dict"]["model.model.norm.weight"][3] = torch.nan
 

@@ -6,31 +6,44 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from zolit.cli.run_folder import claim, job_folder
 from zolit.errors import UserError
 
 
+def quiet_trainer(logger: Logger | bool, root: Path) -> Trainer:
+    return Trainer(logger=logger, default_root_dir=root, accelerator="cpu", enable_progress_bar=False)
+
+
 @pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
 def test_runs_that_begin_at_the_same_moment(tmp_path: Path, kind: type[Logger]) -> None:
     loggers = [kind(tmp_path, name="name") for _ in range(40)]  # type: ignore[call-arg]  # of both kinds
+    trainers = [quiet_trainer(logger, tmp_path) for logger in loggers]
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda logger: claim([logger]), loggers))
-    folders = {logger.log_dir for logger in loggers}
+        list(pool.map(claim, trainers))
+    folders = {trainer.log_dir for trainer in trainers}
     assert folders == {str(tmp_path / "name" / f"version_{index}") for index in range(40)}
+
+
+def test_runs_without_a_logger(tmp_path: Path) -> None:
+    trainers = [quiet_trainer(False, tmp_path) for _ in range(3)]
+    for trainer in trainers:
+        claim(trainer)
+    assert [trainer.log_dir for trainer in trainers] == [str(tmp_path / f"version_{index}") for index in range(3)]
 
 
 def test_a_named_version_stays(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="mine")
-    claim([logger])
+    claim(quiet_trainer(logger, tmp_path))
     assert logger.log_dir == str(tmp_path / "mine")
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "version_0").touch()
     with pytest.raises(UserError, match="version_0 is a file"):
-        claim([TensorBoardLogger(tmp_path, name="")])
+        claim(quiet_trainer(TensorBoardLogger(tmp_path, name=""), tmp_path))
 
 
 def test_each_command_of_a_job_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def spec(class_path: str, **init_args: Any) -> dict[str, Any]:
         ("code: [my_method.py]", "code"),
         ("a: &a [1, 2]\nb: [" + ", ".join(["*a"] * 200) + "]", "at most 100 aliases"),
         ("x: 1 # " + "y" * (1 << 20), "at most 1 MiB"),
-        ("model: [", "Problems parsing config"),
+        ("model: [", "not a YAML file"),
         ("model: '", "not a YAML file"),
     ],
 )  # fmt: skip

@@ -64,6 +64,9 @@ def assert_same(found: object, expected: object) -> None:
                 assert_same(found[key], value)
             except AssertionError as error:
                 raise AssertionError(f"{key}: {error}") from None
+    elif isinstance(expected, list | tuple):
+        assert isinstance(found, list | tuple)
+        assert_same(dict(enumerate(found)), dict(enumerate(expected)))
     elif isinstance(expected, torch.Tensor):
         assert isinstance(found, torch.Tensor)
         assert torch.equal(found, expected)

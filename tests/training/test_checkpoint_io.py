@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, Fit, summary
-from zolit.training.checkpoint_io import AtomicCheckpointIO
+from tests.helpers.runs import assert_same
+from zolit.errors import DivergedError
+from zolit.training.checkpoint_io import AtomicCheckpointIO, find_fault
 
 LARGE = """
 import sys, torch
@@ -71,3 +74,35 @@ def test_a_run_saves_so(zolit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cli = zolit("fit", "--trainer.max_steps=2", "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=2")
     assert type(cli.trainer.strategy.checkpoint_io) is AtomicCheckpointIO
     assert Path(summary(tmp_path)["checkpoint"]).is_file()
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    content = {
+        "state_dict": {"w": torch.randn(300), "b": torch.ones(5, dtype=torch.bfloat16)},
+        "epoch": 1,
+        "global_step": 7,
+        "pytorch-lightning_version": "2.6",
+    }
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    chance, file = random.Random(0), tmp_path / "flipped.ckpt"
+    refused = 0
+    for _ in range(400):
+        flipped = bytearray(whole)
+        flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        if find_fault(file) is None:
+            assert_same(torch.load(file, weights_only=True), content)  # a bit that nobody reads
+        else:
+            refused += 1
+    assert refused > 100
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    io, file = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"w": torch.ones(3)}}, file)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        spoiled = {"state_dict": {"v": torch.ones(2), "w": torch.tensor([1.0, value])}, "global_step": 5}
+        with pytest.raises(DivergedError, match="after step 5, the weight w is not finite"):
+            io.save_checkpoint(spoiled, file)
+    assert load(file) == 1.0

@@ -81,8 +81,9 @@ class ZolitCLI(LightningCLI):
         )
         trainer.default_root_dir = job_folder(trainer.default_root_dir, ZolitParser.command_line)
         if config.get("ckpt_path") in ("best", "last"):
-            config.ckpt_path = find_save(config.ckpt_path, config)
-            rank_zero_info(f"ckpt_path: {config.ckpt_path}")
+            may_begin = self.subcommand == "fit" and config.ckpt_path == "last"
+            config.ckpt_path = find_save(config.ckpt_path, config, may_begin)
+            rank_zero_info(f"ckpt_path: {config.ckpt_path or 'there is no checkpoint yet, the run begins'}")
         path = config.get("ckpt_path")
         require(
             path in (None, "hpc") or Path(path).exists(),
@@ -119,7 +120,7 @@ class ZolitCLI(LightningCLI):
             # DDP, Lightning's choice for several devices, would allocate gradient buckets.
             trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
         if trainer.is_global_zero:
-            claim(trainer.loggers)
+            claim(trainer)
         return trainer
 
     @override

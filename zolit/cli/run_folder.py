@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zolit.errors import UserError, require
 from zolit.training.checkpoint_io import find_fault, saves_below
 
 
-def claim(loggers: Sequence[Logger]) -> None:
-    """Makes the next free folder ``version_N`` of each logger. Called on rank 0, before a logger names its folder.
+def claim(trainer: Trainer) -> None:
+    """Makes the next free folder ``version_N`` for a run. Called on rank 0, before anything names the folder.
 
     Lightning takes the highest number plus one, and makes the folder later. Two runs that begin at the same moment
-    would share it. Of two processes that make a folder, the file system lets one succeed.
+    would share it. Of two processes that make a folder, the file system lets one succeed. Without a logger, Lightning
+    would use ``trainer.default_root_dir`` itself for all runs.
 
     Raises:
         OSError: If the folder cannot be made.
+        UserError: If the name of the folder is that of a file.
     """
-    for logger in loggers:
-        if not isinstance(logger, TensorBoardLogger | CSVLogger) or logger._version is not None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger) and logger._version is None:
+            logger._version = _make_next(logger.root_dir, logger._get_next_version)
+    if not trainer.loggers and not SLURMEnvironment.detect():  # the folder of a job is found again by its name
+        root = trainer.default_root_dir
+        version = _make_next(root, CSVLogger(root, name="")._get_next_version)
+        trainer._default_root_dir = str(Path(root, f"version_{version}"))  # type: ignore[attr-defined]  # not declared
+
+
+def _make_next(root: str, next_version: Callable[[], int]) -> int:
+    while True:
+        version = next_version()
+        folder = Path(root, f"version_{version}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            require(folder.is_dir(), f"trainer.logger: {folder} is a file, where the folder of the run must be")
             continue
-        while True:
-            version = logger._get_next_version()
-            folder = Path(logger.root_dir, f"version_{version}")
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                require(folder.is_dir(), f"trainer.logger: {folder} is a file, where the folder of the run must be")
-                continue
-            logger._version = version
-            break
+        return version
 
 
-def find_save(name: str, config: Namespace) -> str:
+def find_save(name: str, config: Namespace, may_begin: bool) -> str | None:
     """Returns the checkpoint that ``--ckpt_path last`` or ``--ckpt_path best`` stands for: the newest whole one.
 
     All folders of runs below the logger's ``save_dir`` and ``name`` are searched, or those below
@@ -48,6 +57,10 @@ def find_save(name: str, config: Namespace) -> str:
     Args:
         name: ``last`` takes any checkpoint, ``best`` only those named best.ckpt.
         config: The options of the subcommand.
+        may_begin: Whether a first run may have nothing to go on from, as in a script that is started again and again.
+
+    Returns:
+        The file; None if there is no checkpoint at all, and ``may_begin`` is set.
 
     Raises:
         UserError: If there is no whole checkpoint.
@@ -57,6 +70,8 @@ def find_save(name: str, config: Namespace) -> str:
     for file in found:
         if (name == "last" or file.name == "best.ckpt") and find_fault(file) is None:
             return str(file)
+    if may_begin and not found:
+        return None
     raise UserError(f"ckpt_path: there is no whole checkpoint below {' or '.join(map(str, folders))}; name a file")
 
 
