@@ -30,7 +30,12 @@ class Stopped(SystemExit):
     Args:
         signum: The signal.
         resumable: Whether a checkpoint that is saved now resumes exactly.
+
+    Attributes:
+        explained: Whether the user was told already what is saved.
     """
+
+    explained = False
 
     def __init__(self, signum: int, resumable: bool = False) -> None:
         super().__init__(128 + signum)

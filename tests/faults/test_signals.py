@@ -11,6 +11,7 @@ from tests.helpers.runs import assert_equal_runs
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}
 PLACES = [
+    ("import", 1),
     ("setup", 1),
     ("on_sanity_check_start", 1),
     ("on_train_start", 1),
@@ -32,6 +33,17 @@ PLACES = [
     ("on_validation_batch_end", 14),
 ]
 SHORT = {("on_train_batch_end", 4), ("on_validation_batch_end", 8), ("write", 5)}
+
+
+def test_a_logger_that_keeps_its_points_for_later(runs: Runs) -> None:
+    """CSVLogger writes every hundredth step; what a checkpoint lies behind must be written before."""
+    logger = ("--trainer.logger=CSVLogger", "--trainer.logger.init_args.name=")
+    whole = runs.whole("whole", *logger)
+    accident = {"ACCIDENT_AT": "on_train_batch_end", "ACCIDENT_CALL": "7", "ACCIDENT_SIGNAL": "9"}
+    assert runs.start("disturbed", *logger, **accident).wait() == -9
+    resumed = runs.start("disturbed", *logger, "--ckpt_path=last")
+    assert resumed.wait() == 0, resumed.said()
+    assert_equal_runs(runs.folder("disturbed"), whole)
 
 
 @pytest.mark.parametrize("name", STATUS)

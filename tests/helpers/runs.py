@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,13 @@ def curve(folder: Path) -> dict[tuple[str, int], float]:
         for tag in events.Tags()["scalars"]:
             if not any(part in tag for part in _VARIES) and tag != "epoch":
                 points |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+    for file in sorted(folder.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime):
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                values = {
+                    tag: value for tag, value in row.items() if value and not any(part in tag for part in _VARIES)
+                }
+                points |= {(tag, int(row["step"])): float(value) for tag, value in values.items() if tag != "epoch"}
     return points
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zolit.errors import UserError, require
+from zolit.errors import Stopped, UserError, require
 
 OPTION = "--code"
 
@@ -82,6 +82,9 @@ def _import_file(file: str) -> None:
     sys.modules[name] = module  # class paths, checkpoints and other processes find the classes by this name
     try:
         spec.loader.exec_module(module)
+    except Stopped:
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = " ".join(str(error).split())

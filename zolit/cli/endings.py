@@ -59,7 +59,7 @@ def explain_stop(stopped: Stopped, trainer: Trainer, args: Sequence[str]) -> str
         trainer: The trainer of the command.
         args: The arguments of the command.
     """
-    name = "Ctrl-C" if stopped.signum == signal.SIGINT else signal.Signals(stopped.signum).name
+    name = name_of(stopped)
     save = getattr(trainer.checkpoint_callback, "last_save", None)
     step = trainer.global_step
     if trainer.state.fn != "fit" and save is None:
@@ -76,6 +76,11 @@ def explain_stop(stopped: Stopped, trainer: Trainer, args: Sequence[str]) -> str
     return (
         f"stopped by {name} after step {step}; {path} has step {saved_at}{lost}; to go on: {_command(args, str(path))}"
     )
+
+
+def name_of(stopped: Stopped) -> str:
+    """Returns the name of the signal for the user."""
+    return "Ctrl-C" if stopped.signum == signal.SIGINT else signal.Signals(stopped.signum).name
 
 
 def _command(args: Sequence[str], path: str) -> str:

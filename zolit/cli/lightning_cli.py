@@ -132,6 +132,7 @@ class ZolitCLI(LightningCLI):
             stop_children(self.trainer)
             if self.trainer.is_global_zero:
                 print_line(explain_stop(stopped, self.trainer, ZolitParser.command_line))
+            stopped.explained = True
             raise
         except Exception as error:
             if sentence := explain_failure(error, self.config[subcommand].get("ckpt_path")):

@@ -12,10 +12,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from zolit.cli import export, methods
 from zolit.cli.allocator import tune_malloc
 from zolit.cli.bench import command as bench
-from zolit.cli.endings import print_line, stoppable
+from zolit.cli.endings import name_of, print_line, stoppable
 from zolit.cli.lightning_cli import run
 from zolit.cli.table import command as table
-from zolit.errors import DivergedError, NonFiniteLossError, UserError
+from zolit.errors import DivergedError, NonFiniteLossError, Stopped, UserError
 from zolit.training.heartbeat import explain_lost_process
 
 
@@ -30,6 +30,10 @@ def main() -> None:
     try:
         with stoppable():
             _dispatch(sys.argv[1:])
+    except Stopped as stopped:
+        if not stopped.explained:
+            print_line(f"stopped by {name_of(stopped)}; what was not finished is not saved")
+        raise
     except (UserError, NonFiniteLossError, DivergedError, MisconfigurationException) as error:
         sys.exit(f"zolit: error: {error}")
     except RuntimeError as error:
