@@ -174,7 +174,7 @@ def test_predicting_needs_no_labels(zolit: Fit, tmp_path: Path) -> None:
 def test_without_a_logger(zolit: Fit, tmp_path: Path) -> None:
     zolit("fit", *SHORT, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}")
     assert summary(tmp_path)["steps"] == 6
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "version_0" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_last_checkpoint_holds_the_final_weights(zolit: Fit, tmp_path: Path) -> None:
