@@ -30,7 +30,7 @@ def stop(process: Process, how: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_at_random(runs: Runs, tmp_path: Path, method: str, precision: str) -> None:
-    options = (f"--config=configs/method/{method}.yaml", f"--trainer.precision={precision}", "--trainer.max_steps=40")
+    options = (f"--config=configs/method/{method}.yaml", f"--trainer.precision={precision}", "--trainer.max_steps=42")
     began = time.monotonic()
     whole = runs.whole("whole", *options)
     seconds = time.monotonic() - began

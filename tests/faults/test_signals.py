@@ -46,6 +46,20 @@ def test_a_logger_that_keeps_its_points_for_later(runs: Runs) -> None:
     assert_equal_runs(runs.folder("disturbed"), whole)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("first", [("on_validation_batch_end", 8), ("on_train_batch_end", 8)])
+def test_stopped_again_after_a_validation_that_was_repeated(runs: Runs, first: tuple[str, int]) -> None:
+    whole = runs.whole("whole")
+    resume: list[str] = []
+    for place, call in (first, ("on_train_batch_start", 1), ("on_train_batch_end", 1)):
+        accident = {"ACCIDENT_AT": place, "ACCIDENT_CALL": str(call), "ACCIDENT_SIGNAL": "9"}
+        assert runs.start("disturbed", *resume, **accident).wait() == -9
+        resume = ["--ckpt_path=last"]
+    resumed = runs.start("disturbed", *resume)
+    assert resumed.wait() == 0, resumed.said()
+    assert_equal_runs(runs.folder("disturbed"), whole)
+
+
 @pytest.mark.parametrize("name", STATUS)
 @pytest.mark.parametrize(
     ("place", "call"), [place if place in SHORT else pytest.param(*place, marks=pytest.mark.faults) for place in PLACES]

@@ -57,6 +57,9 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
         assert_same(mine["state_dict"], theirs["state_dict"])
         assert_same(mine["optimizer_states"][0]["zo"], theirs["optimizer_states"][0]["zo"])
         assert mine["global_step"] == theirs["global_step"]
+        for name, state in theirs["callbacks"].items():
+            if name.startswith(("EarlyStopping", "HealthMonitor", "RunSummary")):
+                assert_same(mine["callbacks"][name], state)
     assert_same(curve(found), curve(expected))
     assert_same(summary_of(found), summary_of(expected))
 

@@ -76,6 +76,26 @@ def test_a_run_saves_so(zolit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path(summary(tmp_path)["checkpoint"]).is_file()
 
 
+def test_a_handler_that_saves_amid_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs after the save, so that the two do not write to one temporary file."""
+    io, file, save = AtomicCheckpointIO(), tmp_path / "last.ckpt", torch.save
+    contents = [{"state_dict": {"w": torch.full((3,), value)}} for value in (1.0, 2.0)]
+
+    def interrupted(content: Any, stream: Any) -> None:
+        monkeypatch.setattr(torch, "save", save)
+        signal.raise_signal(signal.SIGUSR1)
+        assert not file.exists()
+        save(content, stream)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: io.save_checkpoint(contents[1], file))
+    monkeypatch.setattr(torch, "save", interrupted)
+    try:
+        io.save_checkpoint(contents[0], file)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert load(file) == 2.0
+
+
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
     content = {
         "state_dict": {"w": torch.randn(300), "b": torch.ones(5, dtype=torch.bfloat16)},

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from zolit.models.batches import AnswerBatch, PromptBatch
 from zolit.models.loading import is_masked_lm
@@ -33,6 +34,10 @@ class LanguageModel:
         self._accepts_positions = "position_ids" in options and not self._masked
         self._cache_option = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
         self._use_cache = use_cache
+        self._shares_prompts = use_cache
+        if hasattr(loaded, "generation_config"):
+            # A folder may ask for beams, sampling or penalties; answers are generated greedily.
+            loaded.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # untyped there
         self._num_prefix_tokens = tuning.num_prefix_tokens
         head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
         head.register_forward_pre_hook(_make_contiguous)
@@ -42,8 +47,11 @@ class LanguageModel:
         """Returns the logits of the token after each prompt, or at its mask, shape (batch, vocabulary)."""
         logits: Tensor
         if self._masked:
-            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            return logits[torch.arange(len(logits), device=logits.device), batch.answer_position]
+            # Many encoders count positions from the start of the row, so the padding goes to its end.
+            ids, mask = _padded_right(batch.input_ids, batch.attention_mask)
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            answers = mask.sum(1) + batch.answer_position
+            return logits[torch.arange(len(logits), device=logits.device), answers]
         logits = self._last_logits(batch.input_ids, batch.attention_mask, 1)
         return logits[:, -1]
 
@@ -60,9 +68,10 @@ class LanguageModel:
         mask = torch.cat([batch.prompt_mask[batch.prompt_index], batch.answer_mask], dim=1)
         length = batch.answer_ids.shape[1]
         several = len(batch.prompt_index) > len(batch.labels)
-        if share_prompts and self._use_cache and not self._num_prefix_tokens and several:
+        logits: Tensor | None = None
+        if share_prompts and self._shares_prompts and not self._num_prefix_tokens and several:
             logits = self._logits_with_shared_prompts(batch, mask)
-        else:
+        if logits is None:
             ids = torch.cat([batch.prompt_ids[batch.prompt_index], batch.answer_ids], dim=1)
             logits = self._last_logits(ids, mask, length + 1)[:, :-1]
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), batch.answer_ids.flatten(), reduction="none")
@@ -126,8 +135,10 @@ class LanguageModel:
         prefix = mask.new_ones(len(mask), self._num_prefix_tokens)
         return torch.cat([prefix, mask], dim=1), {self._cache_option: model.get_prompt(batch_size=len(mask))}
 
-    def _logits_with_shared_prompts(self, batch: AnswerBatch, mask: Tensor) -> Tensor:
+    def _logits_with_shared_prompts(self, batch: AnswerBatch, mask: Tensor) -> Tensor | None:
         """Returns the logits that predict the answers' tokens, from one forward of the prompts and one of the answers.
+
+        Returns None, from then on without a forward, if the model keeps another state than keys and values.
 
         Args:
             batch: Prompts and answers.
@@ -139,11 +150,30 @@ class LanguageModel:
         length = batch.answer_ids.shape[1]
         if length == 1:
             return first
-        cache = prompt[self._cache_option]
+        cache = prompt.get(self._cache_option)
+        if not _is_plain(cache):
+            self._shares_prompts = False
+            return None
         cache.batch_select_indices(batch.prompt_index)
         positions = _position_ids(mask)[:, -length:-1]
         rest = self._forward(batch.answer_ids[:, :-1], mask[:, :-1], positions, **{self._cache_option: cache})
         return torch.cat([first, rest.logits], dim=1)
+
+
+def _is_plain(cache: Any) -> bool:
+    """Returns whether a cache holds the keys and values of attention alone, so that rows of it can be selected.
+
+    Hybrid models keep the states of recurrent layers or convolutions too.
+    """
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None]))
+
+
+def _padded_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the padding of each row from its start to its end; shapes (rows, tokens)."""
+    width = mask.shape[1]
+    columns = torch.arange(width, device=mask.device) + (width - mask.sum(1, keepdim=True))
+    columns %= width
+    return ids.gather(1, columns), mask.gather(1, columns)
 
 
 def _make_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

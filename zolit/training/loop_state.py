@@ -39,12 +39,14 @@ def make_resumable(checkpoint: dict[str, Any], trainer: Trainer, validation_is_p
     in_batch = batches["current"]["completed"] < batches["current"]["ready"]
     fetcher = trainer.fit_loop._data_fetcher
     is_due = fetcher is not None and loop._should_check_val_fx(fetcher)
+    validation = state[f"{_EPOCH_LOOP}val_loop.batch_progress"]
     if validation_is_pending or (in_batch and is_due):
         if in_batch:
             for counts in (batches["current"], batches["total"]):
                 counts["completed"] += 1
-        validation = state[f"{_EPOCH_LOOP}val_loop.batch_progress"]
         validation |= {"current": dict(_BEGUN), "total": dict(_BEGUN), "is_last_batch": False}
+    else:  # after a validation that was begun anew, the totals would look like another interruption
+        validation["total"] = dict.fromkeys(_BEGUN, validation["current"]["completed"])
 
 
 def set_logged_step(trainer: Trainer) -> None:

@@ -34,6 +34,7 @@ from zolit.training.precision import LoadedPrecision
 from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
 from zolit.training.report_log import log_report
 from zolit.training.restoring import check_weights, take_new_rate
+from zolit.training.row_check import RowCheck
 from zolit.training.safe_points import SignalSafeModule
 from zolit.training.split import SplitCollectives, SplitStrategy
 
@@ -61,6 +62,8 @@ class ZerothOrderModule(SignalSafeModule):
             gradient.
         micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
             same step up to rounding; null evaluates the whole batch at once.
+        check_rows: Compare the loss of one example alone with its loss in the first batch, and refuse a model that does
+            not ignore padding.
         attn_implementation: Attention of transformers, such as sdpa or eager; null lets transformers choose.
         trust_remote_code: Run code that comes with the model.
 
@@ -80,6 +83,7 @@ class ZerothOrderModule(SignalSafeModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         objective: Kind = "task",
         micro_batch_size: int | None = None,
+        check_rows: bool = True,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -98,6 +102,7 @@ class ZerothOrderModule(SignalSafeModule):
         self._make_scheduler = lr_scheduler
         self._objective_kind = objective
         self._micro_batch_size = micro_batch_size
+        self._row_check = RowCheck(check_rows)
         self._attn_implementation = attn_implementation
         self._trust_remote_code = trust_remote_code
         self._split = False
@@ -217,6 +222,7 @@ class ZerothOrderModule(SignalSafeModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        self._row_check(batch, lambda: self.objective(batch), self._objective, self._language)
         parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
         zo = self.zo
         rows = self._objective.example_of_row(batch) if zo.per_example else None
@@ -239,6 +245,7 @@ class ZerothOrderModule(SignalSafeModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         found = self._objective.evaluate(self._language, batch)
+        self._row_check(batch, lambda: found.losses, self._objective, self._language)
         size = len(found.losses)
         for name in self.task.metrics:
             metric = self.scores[f"{stage}_{name}"]
@@ -260,6 +267,7 @@ class ZerothOrderModule(SignalSafeModule):
     @override
     def on_validation_epoch_end(self) -> None:
         """Steps a ReduceLROnPlateau scheduler by its metric. Called after each validation."""
+        super().on_validation_epoch_end()
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau) and self.validates_a_fit:
             scheduler.step(self.trainer.callback_metrics[scheduler.monitor])

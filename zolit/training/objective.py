@@ -46,11 +46,13 @@ class Objective:
 
     Attributes:
         generates: Whether the model generates answers rather than chooses them.
+        is_likelihood: Whether the losses are made of likelihoods, rather than of scores of answers.
     """
 
     def __init__(self, kind: Kind, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.generates = task.generates
         self._metric = kind == "metric"
+        self.is_likelihood = not (self._metric or self.generates)
         self._train_on_likelihood = kind == "lm" or (kind == "task" and task.train_on_likelihood)
         self._task = task
         self._tokenizer = tokenizer

@@ -1,0 +1,112 @@
+"""A row scores alone as it does in a batch, for real architectures; where it does not, the model is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.helpers.families import CAUSAL, MASKED
+from zolit.errors import UserError
+from zolit.models.batches import AnswerBatch, PromptBatch
+from zolit.models.language_model import LanguageModel
+from zolit.models.tuning import Full
+from zolit.tasks.classification import Classification
+from zolit.training.objective import Objective
+from zolit.training.row_check import RowCheck
+
+ROWS = [[7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
+ANSWERS = [[40, 41], [42], [43, 44, 45], [46, 47], [48], [49]]
+MASKS = [-2, -1, -3]
+IGNORE_PADDING = {"rwkv", "recurrent-gemma"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about kernels that are not installed
+
+
+def padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        ids[index, place], mask[index, place] = torch.tensor(row), 1
+    return ids, mask
+
+
+def prompts(rows: Sequence[Sequence[int]], masks: Sequence[int] = ()) -> PromptBatch:
+    count = torch.arange(len(rows))
+    positions = torch.tensor(masks) if masks else torch.full_like(count, -1)
+    return PromptBatch(*padded(rows, True), torch.zeros_like(count), torch.tensor([5, 6]), count, positions)
+
+
+def answers() -> AnswerBatch:
+    ids, mask = padded(ROWS, True)
+    return AnswerBatch(
+        ids,
+        mask,
+        *padded(ANSWERS, False),
+        prompt_index=torch.tensor([0, 0, 1, 1, 2, 2]),
+        choice_index=torch.tensor([0, 1] * 3),
+        is_correct=torch.tensor([True, False] * 3),
+        labels=torch.tensor([0, 2, 4]),
+        indices=torch.arange(3),
+        max_choices=2,
+        references=[[], [], []],
+    )
+
+
+def language(build: Callable[[], PreTrainedModel], noise: float = 0.1) -> LanguageModel:
+    torch.manual_seed(0)
+    model = build().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * noise)  # also of positions and states that begin at 0
+    return LanguageModel(model, Full())
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+def test_a_row_alone_scores_as_in_a_batch(name: str) -> None:
+    masks = MASKS if name in MASKED else []
+    lm = language({**CAUSAL, **MASKED}[name])
+    objective = Objective("task", Classification(), None)
+    batch = prompts(ROWS, masks)
+
+    def check() -> None:
+        RowCheck(True)(batch, lambda: objective.losses(lm, batch), objective, lm)
+
+    if name in IGNORE_PADDING:
+        with pytest.raises(UserError, match="gives an example the loss"):
+            check()
+        RowCheck(False)(batch, lambda: objective.losses(lm, batch), objective, lm)
+        return
+    check()
+    with torch.no_grad():
+        together = lm.word_logits(batch)
+        for index, row in enumerate(ROWS):
+            alone = lm.word_logits(prompts([row], masks[index : index + 1]))
+            torch.testing.assert_close(alone[0], together[index], atol=2e-5, rtol=2e-5)
+    assert together.std() > 0
+
+
+@pytest.mark.parametrize("name", sorted(CAUSAL.keys() - IGNORE_PADDING))
+def test_answers_that_share_a_prompt_score_as_without(name: str) -> None:
+    lm = language(CAUSAL[name])
+    with torch.no_grad():
+        apart = lm.answer_scores(answers())
+        for _ in range(2):  # the second time, a model without a plain cache makes no forward of the prompts
+            torch.testing.assert_close(lm.answer_scores(answers(), share_prompts=True), apart, atol=2e-5, rtol=2e-5)
+
+
+def test_answers_are_written_greedily_whatever_the_folder_says() -> None:
+    def build() -> PreTrainedModel:
+        model = CAUSAL["llama"]()
+        model.generation_config.update(num_beams=3, do_sample=True, repetition_penalty=3.0, min_length=9)
+        return model
+
+    plain, asked = (language(each) for each in (CAUSAL["llama"], build))
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "do_sample": False}
+    ids, mask = padded(ROWS, True)
+    written = [lm.model.generate(input_ids=ids, attention_mask=mask, **options) for lm in (plain, asked)]  # type: ignore[operator]  # a model of transformers
+    assert torch.equal(*written)
