@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +22,17 @@ def deciding_metric(trainer: pl.Trainer) -> str:
     return str(cast("Any", trainer).datamodule.task.metrics[0])
 
 
+def _direction(monitor: str, scores: Sequence[str]) -> str:
+    """Returns the mode for a metric by its name."""
+    if any(word in monitor for word in ("loss", "perplexity", "error")):
+        return "min"
+    require(
+        monitor.rpartition("/")[2] in scores,
+        f"checkpoint.mode: it is not known whether {monitor} is better when it is larger or smaller; set max or min",
+    )
+    return "max"
+
+
 class StepCheckpoint(ModelCheckpoint):
     """Saves ``best.ckpt`` and ``last.ckpt``, at intervals that count steps.
 
@@ -33,7 +45,8 @@ class StepCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoints; null is ``checkpoints`` in the run's folder.
         monitor: Logged metric that decides which checkpoint is best; null is the task's first metric.
-        mode: Whether the best value is the largest (max) or the smallest (min).
+        mode: Whether the best value is the largest (max) or the smallest (min); null is min for losses, perplexities
+            and errors, and max for scores of the task.
         last_every_n_steps: Interval of saving the last checkpoint, in steps; null saves it only after validations.
 
     Attributes:
@@ -46,17 +59,18 @@ class StepCheckpoint(ModelCheckpoint):
         self,
         dirpath: str | None = None,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "max",
+        mode: Literal["min", "max"] | None = None,
         last_every_n_steps: PositiveInt | None = None,
     ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode=mode,
+            mode=mode or "max",
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self._finds_mode = mode is None
         self._last_every_n_steps = last_every_n_steps
         self._score_at_start: torch.Tensor | None = None
 
@@ -65,6 +79,9 @@ class StepCheckpoint(ModelCheckpoint):
         """Sets the metric to monitor; see ``ModelCheckpoint.setup``."""
         # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
+        if self._finds_mode and stage == "fit":
+            self.mode = _direction(self.monitor, cast("Any", trainer).datamodule.task.metrics)
+            self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         # ``on_fit_start`` refuses a folder of another run.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         super().setup(trainer, pl_module, stage)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from zolit_callbacks.checkpoint import _direction
 
 from tests.conftest import QUIET, ROOT
 from tests.helpers.runs import assert_same
@@ -251,3 +252,18 @@ def test_export_with_another_configuration(
     said = complaint(monkeypatch, capsys, "export", f"--ckpt_path={run / 'last.ckpt'}", f"--output={output}")
     assert sentence in said
     assert not list(run.glob("*exported*"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"), [("val/loss", "min"), ("val/accuracy", "max"), ("train/loss", "min"), ("val/macro_f1", "max")]
+)
+def test_the_best_value_by_the_name_of_a_metric(monitor: str, mode: str) -> None:
+    assert _direction(monitor, ("accuracy", "macro_f1")) == mode
+
+
+def test_a_metric_of_unknown_direction(bad: Complaint, tmp_path: Path) -> None:
+    assert "checkpoint.mode" in bad("fit", MEZO, "--checkpoint.monitor=zo/forward_passes")
+    assert succeeds(tmp_path, "fit", MEZO, "--checkpoint.monitor=val/loss")
+    (file,) = tmp_path.rglob("best.ckpt")
+    names = torch.load(file, weights_only=True)["callbacks"]
+    assert any(name.startswith("StepCheckpoint") and "'mode': 'min'" in name for name in names)

@@ -46,7 +46,7 @@ class Parts:
             fetch_dataset(self.dataset, self.dataset_config, None)
 
     def read(self, part: str) -> Records:
-        """Reads and checks the records of a part; prediction needs no labels.
+        """Reads and checks the records of a part. Prediction needs no labels, and takes all records.
 
         Raises:
             UserError: If there is no data, a column or a value is missing, a prompt is blank, or there are too few
@@ -68,8 +68,9 @@ class Parts:
         else:
             raise UserError(f"there is no {source} data: set --data.{source}_file or --data.dataset")
         skipped = self._num_trained_on(source)
-        if self.examples[source] is not None or skipped:
-            records = records.subset(self.examples[source], self.seed, f"--data.{source}_examples", skipped)
+        size = None if part == "predict" else self.examples[source]
+        if size is not None or skipped:
+            records = records.subset(size, self.seed, f"--data.{source}_examples", skipped)
         records.require(needed)
         records.refuse_blanks({column: None for columns in self.task.inputs().values() for column in columns})
         return records
