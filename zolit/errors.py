@@ -22,10 +22,10 @@ class DivergedError(RuntimeError):
 
 
 class Stopped(SystemExit):
-    """Raised where a run ends because of SIGINT (Ctrl-C) or SIGTERM.
+    """Raised where a run ends because of SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal).
 
     It is a SystemExit, so that the process ends without a traceback, with the exit status of a process that this
-    signal ends: 130 for SIGINT, 143 for SIGTERM.
+    signal ends: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 
     Args:
         signum: The signal.

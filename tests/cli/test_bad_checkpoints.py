@@ -218,6 +218,17 @@ def test_a_new_learning_rate_is_taken(run: Path) -> None:
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-9
 
 
+def test_a_new_learning_rate_does_not_replace_a_schedule(tmp_path: Path) -> None:
+    schedule = ("--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=2")
+    assert succeeds(tmp_path, "fit", MEZO, *schedule, "--model.lr_scheduler.gamma=0.5", "--model.optimizer.lr=1e-3")
+    again = ("--ckpt_path=last", "--trainer.max_steps=5", "--model.optimizer.lr=1e-9")
+    with pytest.warns(UserWarning, match="goes on from 0.001; 1e-09 has no effect"):
+        assert succeeds(tmp_path, "fit", MEZO, *schedule, "--model.lr_scheduler.gamma=0.5", *again)
+    (last,) = tmp_path.rglob("version_1/checkpoints/last.ckpt")
+    content = torch.load(last, weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3 / 4
+
+
 def test_the_start_counts_as_best_until_something_is_better(tmp_path: Path) -> None:
     """At a rate of 0, all scores are equal."""
     assert succeeds(tmp_path, "fit", MEZO, "--model.optimizer.lr=0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -55,8 +54,3 @@ def test_stopped_at_random(runs: Runs, tmp_path: Path, method: str, precision: s
 
 def resume(folder: Path) -> list[str]:
     return ["--ckpt_path=last"] if any(folder.rglob("*.ckpt")) else []
-
-
-def test_names_of_temporary_files_are_no_checkpoints(tmp_path: Path) -> None:
-    (tmp_path / f".last.ckpt.{os.getpid()}.tmp").touch()
-    assert resume(tmp_path) == []

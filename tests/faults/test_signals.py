@@ -9,7 +9,7 @@ import pytest
 from tests.faults.conftest import Runs
 from tests.helpers.runs import assert_equal_runs
 
-STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}
 PLACES = [
     ("import", 1),
     ("setup", 1),

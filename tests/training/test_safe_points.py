@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_a_signal_stops_a_run_after_the_step(zolit: Fit, monkeypatch: pytest.Mon
     assert trainers[0].global_step == 1
     last = torch.load(trainers[0].checkpoint_callback.last_model_path, weights_only=True)
     assert same(last["state_dict"], short.model.state_dict())
+
+
+def test_a_module_that_was_stopped_trains_again(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        trainers = raise_in(patch, ZerothOrderModule, "_losses", call=2, signum=TERM)
+        with pytest.raises(Stopped):
+            zolit("fit", *SHORT)
+    stopped = cast("Any", trainers[0])
+    trainer = Trainer(max_steps=2, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.fit(stopped.lightning_module, datamodule=stopped.datamodule)
+    assert trainer.global_step == 2
 
 
 def test_a_second_interrupt_stops_at_once(zolit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How a command ends when a signal stops it: exit status 130 or 143, and a line that says how to go on."""
+"""How a command ends when a signal stops it: exit status 130, 143 or 129, and a line that says how to go on."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from zolit.errors import Stopped
-from zolit.training.checkpoint_io import find_fault
-
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+from zolit.training.safe_points import handle_stops, leave_closed_terminal
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raises ``Stopped`` where SIGINT or SIGTERM arrives. Used around a whole command.
+    """Raises ``Stopped`` where SIGINT, SIGTERM or SIGHUP arrives. Used around a whole command.
 
-    During a fit, the module notes these signals instead, and lets the step end. When the command has been stopped, both
-    signals are ignored, so that a second Ctrl-C cannot disturb the end of the process.
+    During a fit, the module notes these signals instead, and lets the step end. When the command has been stopped, they
+    are ignored, so that a second Ctrl-C cannot disturb the end of the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, _stop) for signum in _STOPS}
+    before = handle_stops(_stop)
     try:
         yield
     except Stopped:
@@ -41,6 +39,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    leave_closed_terminal()
     raise Stopped(signum)
 
 
@@ -66,12 +65,11 @@ def explain_stop(stopped: Stopped, trainer: Trainer, args: Sequence[str]) -> str
         return f"stopped by {name}; nothing was written"
     if save is None:
         when = f"after step {step}" if step else "before the first step"
-        others = [value for option, value in _pairs(args) if option == "--ckpt_path"]
-        kept = f"; {others[-1]} is unchanged" if others else ""
+        kept = f"; {trainer.ckpt_path} is unchanged" if trainer.ckpt_path else ""
         return f"stopped by {name} {when}; nothing was saved{kept}"
     path, saved_at = save
-    if find_fault(path) is not None:
-        return f"stopped by {name} after step {step}; nothing was saved: {path} is gone or damaged"
+    if not path.is_file():
+        return f"stopped by {name} after step {step}; nothing was saved: {path} is gone"
     lost = "" if saved_at == step else f", and the {step - saved_at} steps after it are lost"
     return (
         f"stopped by {name} after step {step}; {path} has step {saved_at}{lost}; to go on: {_command(args, str(path))}"
@@ -84,24 +82,16 @@ def name_of(stopped: Stopped) -> str:
 
 
 def _command(args: Sequence[str], path: str) -> str:
-    kept: list[str] = []
-    for option, value in _pairs(args):
-        if option != "--ckpt_path":
-            kept += [option] if value is None else [option, value]
-    return shlex.join(["zolit", *kept, "--ckpt_path", path])
-
-
-def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yields each argument; the value of --ckpt_path, in either of its two forms, comes together with it."""
-    remaining = iter(args)
+    kept, remaining = ["zolit"], iter(args)
     for arg in remaining:
-        option, equals, value = arg.partition("=")
-        if option == "--ckpt_path":
-            yield option, value if equals else next(remaining, None)
-        else:
-            yield arg, None
+        if arg == "--ckpt_path":
+            next(remaining, None)  # its value
+        elif not arg.startswith("--ckpt_path="):
+            kept.append(arg)
+    return shlex.join([*kept, "--ckpt_path", path])
 
 
 def print_line(sentence: str) -> None:
     """Writes a sentence of the command to standard error."""
-    sys.stderr.write(f"zolit: {sentence}\n")
+    with suppress(OSError):  # the terminal may be closed
+        sys.stderr.write(f"zolit: {sentence}\n")

@@ -22,7 +22,8 @@ from zolit.training.heartbeat import explain_lost_process
 def main() -> None:
     """Runs the command line. Prints an error that the user can fix as one sentence, without a traceback.
 
-    The exit status is 0 after success, 1 or 2 after an error, 130 after Ctrl-C and 143 after SIGTERM.
+    The exit status is 0 after success, 1 or 2 after an error, 130 after Ctrl-C, 143 after SIGTERM
+    and 129 when the terminal is closed.
     """
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
     threading.excepthook = _report_thread

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zolit.errors import UserError, require
-from zolit.training.checkpoint_io import find_fault, saves_below
+from zolit.training.checkpoint_io import newest_whole
 
 
 def claim(trainer: Trainer) -> None:
@@ -66,17 +66,11 @@ def find_save(name: str, config: Namespace, may_begin: bool) -> str | None:
         UserError: If there is no whole checkpoint.
     """
     folders = _folders(config)
-    found = sorted({file for folder in folders for file in saves_below(folder)}, key=_time, reverse=True)
-    for file in found:
-        if (name == "last" or file.name == "best.ckpt") and find_fault(file) is None:
-            return str(file)
-    if may_begin and not found:
+    if save := newest_whole(folders, "*.ckpt" if name == "last" else "best.ckpt"):
+        return str(save)
+    if may_begin and not any(any(folder.rglob("*.ckpt")) for folder in folders):
         return None
     raise UserError(f"ckpt_path: there is no whole checkpoint below {' or '.join(map(str, folders))}; name a file")
-
-
-def _time(file: Path) -> int:
-    return file.stat().st_mtime_ns
 
 
 def _folders(config: Namespace) -> list[Path]:

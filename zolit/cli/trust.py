@@ -22,19 +22,22 @@ TRUSTED = ("lightning", "torch", "zolit", "zolit_callbacks")
 
 _MOST_ALIASES = 100
 _LARGEST_FILE = 1 << 20
+_CONFIGURATION = {"--config", "-c"}
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Checks the size of every YAML file on the command line. Called before each parsing.
+    """Checks every YAML file on the command line, and what ``--config`` names. Called before each parsing.
 
     A file of a few lines can stand for millions of values, by aliases of aliases.
 
     Raises:
         UserError: If a file is larger than 1 MiB, has more than 100 aliases, or is not YAML.
     """
-    for arg in args:
-        file = Path(arg.partition("=")[2] or arg)
-        if file.suffix not in (".yaml", ".yml") or not file.is_file():
+    for before, arg in zip(["", *args], args, strict=False):
+        option, _, value = arg.partition("=")
+        file = Path(value or arg)
+        is_configuration = file.suffix in (".yaml", ".yml") or {option, before} & _CONFIGURATION
+        if not is_configuration or not file.is_file():
             continue
         require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")
         try:

@@ -16,7 +16,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 
 from zolit.data.records import Records
 from zolit.errors import UserError
-from zolit.models.reason import reason
+from zolit.reason import reason
 
 Table = tuple[list[str], list[dict[str, Any]]]
 """The names of the columns, and the records."""

@@ -12,7 +12,7 @@ import pyarrow  # type: ignore[import-untyped]
 
 from zolit.data.records import Records
 from zolit.errors import UserError
-from zolit.models.reason import blame, read_json_object, reason
+from zolit.reason import blame, read_json_object, reason
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # arrow takes a file that ends before it as one with fewer records
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from zolit.errors import UserError
-from zolit.models.reason import panics_as_errors, reason
+from zolit.reason import panics_as_errors, reason
 
 LONGEST = 2**20
 """Characters of the longest text for a model without a limit of tokens."""

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from zolit.errors import UserError
 from zolit.models.finite import first_not_finite
-from zolit.models.reason import blame, is_folder, panics_as_errors, read_json_object
+from zolit.reason import blame, is_folder, panics_as_errors, read_json_object
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 _CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

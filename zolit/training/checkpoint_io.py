@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from zolit.errors import DivergedError, UserError
 from zolit.files import replacing
 from zolit.models.finite import first_not_finite
 from zolit.optim.signals import deferred_signals
+from zolit.reason import reason
 
 _PARTS = {"state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str}
 _OPTIONAL_PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
@@ -48,7 +49,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # torch hides the error of the file system, such as a full disk
-                raise _file_error(error, path) from None
+                cause = error.__cause__ or error.__context__
+                if not isinstance(cause, OSError):
+                    raise
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
 
     @override
     def load_checkpoint(
@@ -72,16 +76,20 @@ def check_checkpoint(path: str | Path) -> None:
     fault = find_fault(path)
     if fault is None:
         return
-    others = [other for other in saves_below(Path(path).parent) if other != Path(path)]
-    whole = next((other for other in others if find_fault(other) is None), None)
+    whole = newest_whole([Path(path).parent])
     way_on = f"the newest whole save is {whole}" if whole else "the run has no other whole save"
     raise UserError(f"ckpt_path: {path} {fault}; {way_on}")
 
 
-def saves_below(folder: Path) -> list[Path]:
-    """Returns all checkpoints in a folder and in the folders below it, the newest first."""
-    found = [(file.stat().st_mtime_ns, file) for file in folder.rglob("*.ckpt") if file.is_file()]
-    return [file for _, file in sorted(found, reverse=True)]
+def newest_whole(folders: Iterable[Path], name: str = "*.ckpt") -> Path | None:
+    """Returns the newest whole checkpoint in some folders and in the folders below them; None if there is none.
+
+    Args:
+        folders: The folders.
+        name: A pattern for the names of the files.
+    """
+    found = {(file.stat().st_mtime_ns, file) for folder in folders for file in folder.rglob(name) if file.is_file()}
+    return next((file for _, file in sorted(found, reverse=True) if find_fault(file) is None), None)
 
 
 def find_fault(path: str | Path) -> str | None:
@@ -92,7 +100,7 @@ def find_fault(path: str | Path) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except Exception as error:  # a damaged archive raises many kinds
-        return f"is not a whole checkpoint ({' '.join(str(error).split()) or type(error).__name__})"
+        return f"is not a whole checkpoint ({reason(error)})"
     return f"is damaged, its part {damaged} was changed" if damaged else _find_other_content(path)
 
 
@@ -111,10 +119,3 @@ def _find_other_content(path: str | Path) -> str | None:
 def _has_parts(content: Mapping[str, Any]) -> bool:
     needed = all(isinstance(content.get(name), kind) for name, kind in _PARTS.items())
     return needed and all(isinstance(content.get(name, kind()), kind) for name, kind in _OPTIONAL_PARTS.items())
-
-
-def _file_error(error: RuntimeError, path: str | Path) -> Exception:
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, OSError):
-        return OSError(cause.errno, cause.strerror, str(path))
-    return OSError(None, " ".join(str(error).split())[:200], str(path))

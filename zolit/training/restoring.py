@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zolit.errors import UserError, require
+from zolit.errors import UserError
 from zolit.models.finite import first_not_finite
 from zolit.optim.optimizer import ZerothOrder
+from zolit.reason import reason
 
 
 def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -25,22 +26,22 @@ def check_weights(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Non
     """
     missing, surplus = own.keys() - found.keys(), found.keys() - own.keys()
     others = [name for name in own if name in found and found[name].shape != own[name].shape]
-    require(
-        not missing and not surplus,
-        "ckpt_path: the checkpoint is of another model or another model.tuning: "
-        + (f"it has no {min(missing)}" if missing else f"this run has no {min(surplus, default='')}")
-        + f" ({len(missing)} weights are missing, {len(surplus)} are too many)",
-    )
-    require(
-        not others,
-        f"ckpt_path: the checkpoint is of another model: {min(others, default='')} has the shape "
-        f"{[tuple(found[name].shape) for name in sorted(others)[:1]]}, {len(others)} weights differ in shape",
-    )
-    damaged = first_not_finite(found.items())
-    require(
-        damaged is None,
-        f"ckpt_path: the weight {damaged} of the checkpoint is not finite; take an earlier checkpoint, and lower lr",
-    )
+    if missing or surplus:
+        example = f"it has no {min(missing)}" if missing else f"this run has no {min(surplus)}"
+        raise UserError(
+            f"ckpt_path: the checkpoint is of another model or another model.tuning: {example} ({len(missing)} weights"
+            f" are missing, {len(surplus)} are too many)"
+        )
+    if others:
+        name = min(others)
+        raise UserError(
+            f"ckpt_path: the checkpoint is of another model: {name} has the shape {tuple(found[name].shape)} instead of"
+            f" {tuple(own[name].shape)}, and {len(others)} weights in all differ in shape"
+        )
+    if damaged := first_not_finite(found.items()):
+        raise UserError(
+            f"ckpt_path: the weight {damaged} of the checkpoint is not finite; take an earlier checkpoint, and lower lr"
+        )
 
 
 def take_new_rate(optimizer: ZerothOrder, is_scheduled: bool) -> None:
@@ -81,8 +82,7 @@ def explain_failure(error: Exception, path: object) -> UserError | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not any("checkpoint_connector" in frame.filename and "restore" in frame.name for frame in frames):
         return None
-    reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"ckpt_path: {path} does not fit this run ({type(error).__name__}: {reason}); go on with the options and the "
+        f"ckpt_path: {path} does not fit this run ({reason(error)}); go on with the options and the "
         "version of zolit that wrote it, or begin a new run"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,7 +28,17 @@ from zolit.errors import Stopped
 from zolit.optim.signals import deferred_signals
 from zolit.training.loop_state import make_resumable, set_logged_step
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def handle_stops(handler: Handler) -> dict[int, Handler | int | None]:
+    """Installs a handler of the signals that stop a run, and returns the handlers before. Only the main thread can.
+
+    A process that ignores SIGHUP, as under ``nohup``, goes on ignoring it.
+    """
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return {signum: signal.signal(signum, handler) for signum in STOPS if signum not in ignored}
 
 
 def hold_requeue_signal() -> None:
@@ -45,8 +56,15 @@ def _release_requeue_signal() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
 
+def leave_closed_terminal() -> None:
+    """Drops what is printed from now on if the terminal is closed, since each write to it would fail."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 class StopRequest:
-    """Handles SIGINT and SIGTERM while a model is trained: notes the first signal, so that the step can end.
+    """Handles signals that stop a run while a model is trained: notes the first signal, so that the step can end.
 
     A second Ctrl-C raises ``Stopped`` at once.
 
@@ -58,12 +76,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._before: dict[int, Handler | int | None] = {}
 
     def install(self) -> None:
-        """Takes the place of the handlers of SIGINT and SIGTERM. Only the main thread can do this."""
+        """Forgets an earlier signal, and takes the place of the handlers. Only the main thread can do this."""
+        self.signum = None
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self) for signum in _STOPS}
+            self._before = handle_stops(self)
 
     def uninstall(self) -> None:
         """Restores the handlers that were there before."""
@@ -77,6 +96,7 @@ class StopRequest:
             raise Stopped(signum)
         if self.signum is None:
             self.signum = signum
+            leave_closed_terminal()
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 # Not print: Python may be writing to the same stream when the signal arrives.
                 again = " again" if signum == signal.SIGINT else ""
@@ -89,9 +109,9 @@ class StopRequest:
 class SignalSafeModule(LightningModule):
     """A LightningModule that handles signals during a fit only where a checkpoint resumes exactly.
 
-    SIGINT and SIGTERM end the fit with ``Stopped``, after which callbacks can save. With several processes, a signal to
-    one of them ends all after the same step. Other signals reach the handlers that other code installed. The hooks
-    belong to the module because Lightning calls the module's hooks after those of all callbacks.
+    SIGINT, SIGTERM and SIGHUP end the fit with ``Stopped``, after which callbacks can save. With several processes, a
+    signal to one of them ends all after the same step. Other signals reach the handlers that other code installed. The
+    hooks belong to the module because Lightning calls the module's hooks after those of all callbacks.
     """
 
     def __init__(self) -> None:
@@ -157,8 +177,9 @@ class SignalSafeModule(LightningModule):
         """Runs the handlers of deferred signals at the end of training."""
         self._signals.close()
         hold_requeue_signal()
+        signum = self._someone_asked()
         self._stop.uninstall()
-        self._stop_if_asked(self._stop.signum)
+        self._stop_if_asked(signum)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -176,7 +197,7 @@ class SignalSafeModule(LightningModule):
         self._signals.enter_context(deferred_signals())
 
     def _someone_asked(self) -> int | None:
-        """Returns the signal that asked any of the processes to stop. Called after a step, on all processes."""
+        """Returns the signal that asked any of the processes to stop. Called on all processes at the same place."""
         if self.trainer.world_size == 1:
             return self._stop.signum
         asked = torch.tensor([self._stop.signum or 0], device=self.trainer.strategy.root_device)

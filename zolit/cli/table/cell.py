@@ -13,7 +13,7 @@ from zolit_callbacks import StepCheckpoint
 from zolit.cli.lightning_cli import run as run_command
 from zolit.cli.table.spec import Run, Table, arguments
 from zolit.files import write_json
-from zolit.training.checkpoint_io import find_fault, saves_below
+from zolit.training.checkpoint_io import newest_whole
 
 RESULT = "result.json"
 COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
@@ -40,7 +40,7 @@ def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str
     start = time.perf_counter()
     result: dict[str, Any] = {"row": run.row, "task": run.task, "seed": run.seed, "point": dict(run.point)}
     if table.rows[run.row].trained:
-        save = next((save for save in saves_below(folder) if find_fault(save) is None), None)
+        save = newest_whole([folder])
         fitted = run_command(["fit", *options, *([f"--ckpt_path={save}"] if save else [])])
         checkpoint = cast("StepCheckpoint", fitted.trainer.checkpoint_callback)
         summary = json.loads(Path(str(fitted.trainer.log_dir), "summary.json").read_text(encoding="utf-8"))

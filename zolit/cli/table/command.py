@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from zolit.cli.table.cell import RESULT, run_cell
 from zolit.cli.table.spec import Run, Table, read_table, runs
 from zolit.errors import Stopped, UserError, require
 from zolit.files import write_text
+from zolit.training.safe_points import STOPS
 
 Results = dict[Run, dict[str, Any]]
 
@@ -78,7 +78,7 @@ def table(
         options += [f"{OPTION}={name}" for name in code]
         command = [sys.executable, "-m", "zolit", "table", file, f"--index={every.index(run)}", *options]
         status = subprocess.run(command, check=False).returncode
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             if status in (-signum, 128 + signum):
                 raise Stopped(signum)
         if status:
