@@ -40,7 +40,7 @@ def start_in_terminal(folder: Path, ignored: bool) -> tuple[subprocess.Popen[byt
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        preexec_fn=own_terminal,
+        preexec_fn=own_terminal,  # noqa: PLW1509  # this process has no other threads that hold locks
     )
     os.close(slave)
     os.set_blocking(master, False)
