@@ -9,6 +9,8 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from tests.conftest import QUIET, ROOT
+from zolit.cli.lightning_cli import run
 from zolit.cli.run_folder import claim, job_folder
 from zolit.errors import UserError
 
@@ -57,3 +59,22 @@ def test_each_command_of_a_job_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     folders.add(job_folder("runs", ["fit", "a"]))
     assert len(folders) == 4
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger=CSVLogger", "--trainer.logger.init_args.name=x"], ["false"]])
+def test_the_root_moves_all_outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logger: list[str]) -> None:
+    """Nothing is written beside the folder, neither into ``runs`` nor into the current folder."""
+    logger = ["--trainer.logger=false"] if logger == ["false"] else logger
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "zolit").symlink_to(ROOT / "zolit")
+    options = [
+        f"--config={ROOT / 'configs/quickstart.yaml'}",
+        *QUIET,
+        f"--trainer.default_root_dir={tmp_path / 'root'}",
+    ]
+    run(["fit", *options, *logger, "--model.optimizer=MeZO", "--trainer.max_steps=2"])
+    run(["predict", *options, *logger, "--ckpt_path=last", "--data.test_examples=4"])
+    written = {file.name for file in (tmp_path / "root").rglob("*") if file.is_file()}
+    assert {"summary.json", "last.ckpt", "best.ckpt", "predictions.jsonl"} <= written
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["zolit"]

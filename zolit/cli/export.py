@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from zolit.cli.moved_names import find_moved, moved_sentence
+from zolit.cli.parser import CommandParser
 from zolit.cli.trust import check_files, restrict_imports
 from zolit.errors import UserError, require
 from zolit.files import replacing
@@ -107,7 +108,7 @@ def run(args: list[str]) -> None:
     Args:
         args: The arguments after ``zolit export``.
     """
-    parser = ArgumentParser(prog="zolit export", description=f"{export.__doc__}".split("\n", maxsplit=1)[0])
+    parser = CommandParser(prog="zolit export", description=f"{export.__doc__}".split("\n", maxsplit=1)[0])
     parser.add_function_arguments(export)
     given = parser.parse_args(args)
     export(**given.as_dict())

@@ -16,18 +16,22 @@ from typing_extensions import override
 
 from zolit.cli.code import HELP, OPTION, OWN_MODULES, import_code, split_code
 from zolit.cli.endings import explain_stop, print_line, stop_children
+from zolit.cli.library_errors import explained, from_callback
 from zolit.cli.parser import ZolitParser, with_default_method
 from zolit.cli.predictions import predictions
-from zolit.cli.run_folder import claim, find_save, job_folder
+from zolit.cli.run_folder import DEFAULT_ROOT, claim, find_save, job_folder, move_loggers
 from zolit.cli.trust import check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
-from zolit.errors import Stopped, UserError, require
+from zolit.errors import Stopped, require
 from zolit.files import replacing, to_json
 from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
 from zolit.training.replicated import ReplicatedStrategy
 from zolit.training.restoring import explain_failure
 from zolit.training.safe_points import hold_requeue_signal
 from zolit.training.split import SplitStrategy
+
+_LARGEST_SEED = 2**32 - 1  # of numpy
+_STRATEGIES = ("auto", "single_device", "ddp", "replicated", "split")
 
 
 class ZolitCLI(LightningCLI):
@@ -62,6 +66,13 @@ class ZolitCLI(LightningCLI):
             require_local(path)
 
     @override
+    def _set_seed(self) -> None:
+        """Seeds the generators. The base class calls this after the parsing."""
+        seed = self.config[self.subcommand].seed_everything
+        require(seed is None or 0 <= seed <= _LARGEST_SEED, f"seed_everything: {seed} is not from 0 to {_LARGEST_SEED}")
+        super()._set_seed()
+
+    @override
     def before_instantiate_classes(self) -> None:
         """Checks options of the trainer, and sets the default method, the seeds and the callbacks."""
         config = self.config[self.subcommand]
@@ -74,11 +85,22 @@ class ZolitCLI(LightningCLI):
             "trainer.gradient_clip_val, trainer.accumulate_grad_batches: a forward-only step has no gradients to clip "
             "or accumulate; for large batches set data.batch_size and model.micro_batch_size",
         )
+        for name in ("val_check_interval", "check_val_every_n_epoch"):
+            every = trainer[name]
+            require(
+                every is None or not isinstance(every, int | float) or every > 0,
+                f"trainer.{name}: {every} must be above 0",
+            )
+        require(
+            trainer.strategy in _STRATEGIES or not isinstance(trainer.strategy, str),
+            f"trainer.strategy: {trainer.strategy!r} is none of those that fit a forward-only step: {_STRATEGIES}",
+        )
         has_length = trainer.max_steps != -1 or trainer.max_epochs is not None or trainer.max_time is not None
         require(
             self.subcommand != "fit" or has_length,
             "trainer.max_steps: the run has no length; add --config configs/run/short.yaml, or set the number of steps",
         )
+        move_loggers(trainer)
         trainer.default_root_dir = job_folder(trainer.default_root_dir, ZolitParser.command_line)
         if config.get("ckpt_path") in ("best", "last"):
             may_begin = self.subcommand == "fit" and config.ckpt_path == "last"
@@ -86,7 +108,7 @@ class ZolitCLI(LightningCLI):
             rank_zero_info(f"ckpt_path: {config.ckpt_path or 'there is no checkpoint yet, the run begins'}")
         path = config.get("ckpt_path")
         require(
-            path in (None, "hpc") or Path(path).exists(),
+            path is None or Path(path).exists(),
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)
@@ -102,20 +124,16 @@ class ZolitCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        """Creates trainer, module and data module. An invalid option raises its original UserError."""
-        try:
+        """Creates trainer, module and data module. What a constructor refuses becomes one sentence."""
+        with explained("configuration"):
             super().instantiate_classes()
-        except ValueError as error:
-            # If an option may be null, jsonargparse wraps the error of the object's constructor.
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            raise
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Creates the trainer; several devices use ``ReplicatedStrategy`` instead of DDP."""
         callbacks = list(self._get(self.config_init, "trainer").callbacks)  # the base class adds to it
-        trainer = super().instantiate_trainer(**kwargs)
+        with explained("trainer"):
+            trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
             # DDP, Lightning's choice for several devices, would allocate gradient buckets.
             trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
@@ -135,7 +153,8 @@ class ZolitCLI(LightningCLI):
             stopped.explained = True
             raise
         except Exception as error:
-            if sentence := explain_failure(error, self.config[subcommand].get("ckpt_path")):
+            path = self.config[subcommand].get("ckpt_path")
+            if sentence := explain_failure(error, path) or from_callback(error):
                 raise sentence from error
             raise
 
@@ -205,9 +224,9 @@ def run(args: list[str] | None = None) -> ZolitCLI:
         trainer_defaults={
             "logger": {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": ""},
+                "init_args": {"save_dir": DEFAULT_ROOT, "name": ""},
             },
-            "default_root_dir": "runs",
+            "default_root_dir": DEFAULT_ROOT,
             "num_sanity_val_steps": -1,
             "use_distributed_sampler": False,
         },

@@ -20,6 +20,7 @@ from zolit.optim.optimizer import ZerothOrder
 _IMPORT_FAILURE = re.compile(
     r"Problem with given class_path '([^']+)': (No module named '[^']+'|module '[^']+' has no attribute '[^']+')"
 )
+_LONGEST = 400  # characters of a message
 
 
 class ZolitParser(LightningArgumentParser):
@@ -44,6 +45,15 @@ class ZolitParser(LightningArgumentParser):
         """Prints an error as one sentence, and ends the program with exit status 2."""
         sys.stderr.write(f"zolit: error: {explain(message, self.command_line)}\n")
         sys.exit(2)
+
+
+class CommandParser(ArgumentParser):
+    """Parses the options of a command other than those of training, and prints an error as one sentence."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints an error as one sentence, and ends the program with exit status 2."""
+        self.exit(2, f"zolit: error: {_shortened(message)}; `{self.prog} --help` lists the options\n")
 
 
 def explain(message: str, args: Sequence[str] = ()) -> str:
@@ -71,8 +81,13 @@ def explain(message: str, args: Sequence[str] = ()) -> str:
         kinds = re.findall(r"<class '([^']+)'>|Literal\[(.*?)\]", wanted[1]) if wanted else []
         types = " or ".join(kind or choices for kind, choices in kinds) or "of another type"
         return f"{key}: {value[1]!r} is not valid, it must be {types}"
-    text = re.sub(r'^Parser key "([^"]+)":', r"\1:", text)
-    return f"{text}; `zolit fit --help` and `zolit fit --model.optimizer.help CurvZO` list the options"
+    return f"{_shortened(text)}; `zolit fit --help` and `zolit fit --model.optimizer.help CurvZO` list the options"
+
+
+def _shortened(message: str) -> str:
+    text = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
+    text = re.sub(r"(could match(?: \S+){5}) .*", r"\1 and others", text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _about_import(text: str) -> str | None:

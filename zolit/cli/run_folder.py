@@ -15,6 +15,27 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from zolit.errors import UserError, require
 from zolit.training.checkpoint_io import newest_whole
 
+DEFAULT_ROOT = "runs"
+
+
+def move_loggers(trainer: Namespace) -> None:
+    """Lets ``trainer.default_root_dir`` move the logs too, and with them checkpoints, summary and predictions.
+
+    A logger has an option of its own, ``save_dir``. A logger that has it still at the default, "runs", follows the
+    trainer. Called before classes are instantiated.
+
+    Args:
+        trainer: The options of the trainer.
+    """
+    for options in _logger_options(trainer):
+        if options.get("save_dir") == DEFAULT_ROOT and trainer.default_root_dir:
+            options.save_dir = trainer.default_root_dir
+
+
+def _logger_options(trainer: Namespace) -> list[Namespace]:
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [logger.init_args for logger in loggers if hasattr(logger, "init_args")]
+
 
 def claim(trainer: Trainer) -> None:
     """Makes the next free folder ``version_N`` for a run. Called on rank 0, before anything names the folder.
@@ -74,8 +95,7 @@ def find_save(name: str, config: Namespace, may_begin: bool) -> str | None:
 
 
 def _folders(config: Namespace) -> list[Path]:
-    loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-    options = [logger.init_args for logger in loggers if hasattr(logger, "init_args")]
+    options = _logger_options(config.trainer)
     logged = [Path(own.save_dir, own.get("name") or "") for own in options if own.get("save_dir")]
     named = [config.checkpoint.dirpath] if config.get("checkpoint") and config.checkpoint.dirpath else []
     return [*logged, *map(Path, named)] or [Path(config.trainer.default_root_dir or ".")]

@@ -22,7 +22,8 @@ TRUSTED = ("lightning", "torch", "zolit", "zolit_callbacks")
 
 _MOST_ALIASES = 100
 _LARGEST_FILE = 1 << 20
-_CONFIGURATION = {"--config", "-c"}
+_CONFIGURATIONS = {"--config", "-c", "--model", "--data", "--trainer", "--checkpoint"}
+"""Options whose value may be the name of a file with options, whatever its suffix."""
 
 
 def check_files(args: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def check_files(args: Sequence[str]) -> None:
     for before, arg in zip(["", *args], args, strict=False):
         option, _, value = arg.partition("=")
         file = Path(value or arg)
-        is_configuration = file.suffix in (".yaml", ".yml") or {option, before} & _CONFIGURATION
+        is_configuration = file.suffix in (".yaml", ".yml") or {option, before} & _CONFIGURATIONS
         if not is_configuration or not file.is_file():
             continue
         require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")

@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchReduceLROnPlateau
 from torchmetrics.classification import MulticlassF1Score
 from typing_extensions import override
 
@@ -36,6 +35,7 @@ from zolit.training.report_log import log_report
 from zolit.training.restoring import check_weights, take_new_rate
 from zolit.training.row_check import RowCheck
 from zolit.training.safe_points import SignalSafeModule
+from zolit.training.scheduler import make_scheduler, step_after_batch, step_after_validation
 from zolit.training.split import SplitCollectives, SplitStrategy
 
 
@@ -186,13 +186,7 @@ class ZerothOrderModule(SignalSafeModule):
             optimizer.collectives = ProcessCollectives()
         if self._make_scheduler is None:
             return optimizer
-        scheduler = self._make_scheduler(optimizer)
-        require(
-            isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, TorchReduceLROnPlateau),
-            "model.lr_scheduler: torch's ReduceLROnPlateau has no metric to monitor; use "
-            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val/loss",
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(self._make_scheduler, optimizer)}
 
     @override
     def on_train_start(self) -> None:
@@ -235,9 +229,7 @@ class ZerothOrderModule(SignalSafeModule):
             loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
         else:
             loss = optimizer.step(lambda: self._losses(parts)[rows], examples=batch.indices[rows].tolist())
-        scheduler = self.lr_schedulers()
-        if scheduler is not None and not isinstance(scheduler, list | ReduceLROnPlateau):
-            scheduler.step()
+        step_after_batch(self.lr_schedulers())
         report = zo.last_step
         assert report is not None
         log_report(self, report, () if zo.per_example else report.coefficients)
@@ -268,9 +260,8 @@ class ZerothOrderModule(SignalSafeModule):
     def on_validation_epoch_end(self) -> None:
         """Steps a ReduceLROnPlateau scheduler by its metric. Called after each validation."""
         super().on_validation_epoch_end()
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau) and self.validates_a_fit:
-            scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
+        if self.validates_a_fit:
+            step_after_validation(self.lr_schedulers(), self.trainer.callback_metrics)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:

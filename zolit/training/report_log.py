@@ -29,6 +29,7 @@ def log_report(module: LightningModule, report: StepReport, coefficients: Sequen
     trainer = module.trainer
     module.log("train/loss", report.loss, prog_bar=True, logger=False)
     module.log_dict(scalars, logger=False)
-    if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set, not declared
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set, not declared
+    if every and trainer.global_step % every == 0:
         for logger in trainer.loggers:
             logger.log_metrics({"train/loss": report.loss, **scalars}, step=trainer.global_step - 1)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from rich.console import Console
 from rich.progress import Progress
-from typing_extensions import override
 
 import zolit.methods
 from zolit.cli.bench.baseline import FourPass
@@ -24,6 +22,8 @@ from zolit.cli.bench.measure import Candidate, measure
 from zolit.cli.bench.results import Setting, write_json
 from zolit.cli.bench.table import show
 from zolit.cli.bench.workload import Workload
+from zolit.cli.parser import CommandParser
+from zolit.cli.trust import check_files
 from zolit.errors import require, require_one_of
 from zolit.methods.base import Probing
 from zolit.models.loading import check_model_path
@@ -167,15 +167,9 @@ def _device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-class _Parser(ArgumentParser):
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
-        self.exit(2, f"zolit: error: {sentence}; `zolit bench --help` lists the options\n")
-
-
 def run(args: list[str]) -> None:
     """Parses the arguments after ``zolit bench``, and measures."""
-    parser = _Parser(prog="zolit bench", description=(bench.__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="zolit bench", description=(bench.__doc__ or "").splitlines()[0])
     parser.add_function_arguments(bench, as_group=False)
+    check_files(args)
     bench(**parser.instantiate_classes(parser.parse_args(args)))

@@ -11,10 +11,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import rich.table
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from zolit.cli.code import HELP, OPTION, import_code, split_code
+from zolit.cli.parser import CommandParser
 from zolit.cli.table.cell import RESULT, run_cell
 from zolit.cli.table.spec import Run, Table, read_table, runs
 from zolit.errors import Stopped, UserError, require
@@ -153,9 +153,7 @@ def run(args: list[str]) -> None:
     """
     code, others = split_code(args)
     import_code(code)
-    parser = ArgumentParser(
-        prog="zolit table", description="Reproduces a table of a paper beside the published scores."
-    )
+    parser = CommandParser(prog="zolit table", description="Reproduces a table of a paper beside the published scores.")
     parser.add_function_arguments(table, as_positional=True, as_group=False, skip={"only", "code"})
     parser.add_argument("--only", nargs="+", help="names of rows and tasks to run; all others are left out")
     parser.add_argument(OPTION, metavar="FILE.py", help=HELP)
