@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,10 +103,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zolit"])
-        patch.setattr("zolit.cli.table.command.subprocess", None)  # no table is made
+        patch.setattr("zolit.cli.table.command.subprocess", SimpleNamespace(run=fail))  # no table is made
         run(["fit", *FIT, "--model.optimizer=MeZO", *END])
         (checkpoint,) = Path("RUNS").rglob("last.ckpt")
         yield {"CHECKPOINT": str(checkpoint)}
+
+
+def fail(*_: object, **__: object) -> SimpleNamespace:
+    return SimpleNamespace(returncode=1)
 
 
 def answer(line: list[str], places: dict[str, str]) -> tuple[object, str]:

@@ -35,6 +35,9 @@ CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", SMALL),
     "gpt-neox": _causal("GPTNeoX", **SIZES, intermediate_size=48),
     "opt": _causal("OPT", **SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=128),
+    "opt, projected": _causal(
+        "OPT", **SIZES, ffn_dim=48, word_embed_proj_dim=24, max_position_embeddings=128, do_layer_norm_before=False
+    ),
     "bloom": _causal("Bloom", vocab_size=1000, hidden_size=32, n_layer=2, n_head=4),
     "mpt": _causal("Mpt", vocab_size=1000, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2),
     "falcon": _causal("Falcon", **SIZES),
@@ -97,6 +100,32 @@ CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
         lru_width=32,
         attention_window_size=6,
     ),
+    "gptj": _causal("GPTJ", **SMALL, rotary_dim=4),
+    "stablelm": _causal("StableLm", **GROUPED),
+    "olmo2": _causal("Olmo2", **GROUPED),
+    "qwen2": _causal("Qwen2", **GROUPED),
+    "phi3": _causal("Phi3", **GROUPED, pad_token_id=0),
+    "glm4": _causal("Glm4", **GROUPED, head_dim=8, pad_token_id=0),
+    "smollm3": _causal("SmolLM3", **GROUPED, pad_token_id=0),
+    "starcoder2": _causal("Starcoder2", **GROUPED),
+    "mamba2": _causal(
+        "Mamba2",
+        vocab_size=1000,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=8,
+        head_dim=8,
+        n_groups=2,
+    ),
+    "granite-hybrid": _causal(
+        "GraniteMoeHybrid", **GROUPED, layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_state=8
+    ),
+    "xglm": _causal("XGLM", vocab_size=1000, d_model=32, num_layers=2, attention_heads=4, ffn_dim=48),
+    "biogpt": _causal("BioGpt", **SIZES, intermediate_size=48),
+    "gpt-neo": _causal(
+        "GPTNeo", vocab_size=1000, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+    ),
 }
 MASKED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": _masked("Bert", **ENCODER),
@@ -110,7 +139,10 @@ MASKED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "xlm-roberta": _masked("XLMRoberta", **ENCODER, pad_token_id=1),
     "mpnet": _masked("MPNet", **ENCODER),
     "modernbert": _masked("ModernBert", **ENCODER, pad_token_id=0, global_attn_every_n_layers=2, local_attention=8),
+    "camembert": _masked("Camembert", **ENCODER, pad_token_id=1),
 }
+
+ENCODER_DECODERS = ("T5", "MT5", "Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "Whisper")
 
 
 def build(name: str, noise: float = 0.1, tied: bool | None = None) -> PreTrainedModel:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import pytest
 import torch
+from transformers import AutoTokenizer, GenerationConfig
 
 from tests.helpers.families import CAUSAL, MASKED, build
+from zolit import MeZO, quickstart
 from zolit.errors import UserError
 from zolit.models.batches import AnswerBatch, PromptBatch
 from zolit.models.language_model import LanguageModel
@@ -101,3 +104,42 @@ def test_answers_are_written_greedily_whatever_the_folder_says() -> None:
     ids, mask = padded(ROWS, True)
     written = [lm.model.generate(input_ids=ids, attention_mask=mask, **options) for lm in (plain, asked)]  # type: ignore[operator]  # a model of transformers
     assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+def test_a_step_streams(name: str) -> None:
+    """Both kinds of probing measure the same losses; every weight that moves a loss is among those that are drawn."""
+    losses: dict[str, list[float]] = {}
+    said = []
+    for probing in ("streamed", "in_place"):
+        lm = LanguageModel(build(name), Full())
+        objective = Objective("task", Classification(), None)
+        batch = prompts(ROWS, MASKS if name in MASKED else [])
+        optimizer = MeZO(lm.model, lr=0.0, eps=1e-1, probing=probing)
+        losses[probing] = []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                optimizer.step(lambda: objective.losses(lm, batch))  # noqa: B023  # within this round
+                losses[probing] += optimizer.last_step.losses
+        said += [str(warning.message) for warning in caught if "holds weights elsewhere" in str(warning.message)]
+    assert losses["streamed"] == pytest.approx(losses["in_place"], rel=1e-4)
+    assert losses["streamed"][0] != losses["streamed"][1]
+    assert not said  # every architecture of the table streams; a model that does not is in tests/optim/probing
+
+
+@pytest.mark.parametrize("name", sorted(CAUSAL.keys() - IGNORE_PADDING))
+def test_answers_are_written_as_transformers_writes_them(name: str) -> None:
+    lm = LanguageModel(build(name), Full())
+    tokenizer = AutoTokenizer.from_pretrained(quickstart.MODEL)
+    written = lm.generate(answers(), tokenizer, max_new_tokens=5)
+    plain = build(name)
+    plain.generation_config = GenerationConfig()
+    for row, text in zip(ROWS, written, strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            for _ in range(5):  # without a cache
+                logits = plain(input_ids=ids, use_cache=False).logits
+                ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+        whole = tokenizer.decode(ids[0, len(row) :], skip_special_tokens=True)
+        assert text == whole.strip().split("\n")[0].strip()

@@ -55,7 +55,8 @@ class ZolitCLI(LightningCLI):
         """Parses the arguments of the command line."""
         # Unlike the base class, this does not warn that ``args`` differs from ``sys.argv``, which also has --code.
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        with explained("command line"):
+            self.config = parser.parse_args(args)
 
     @override
     def _parse_ckpt_path(self) -> None:

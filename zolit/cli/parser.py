@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 import zolit.methods
+from zolit.cli.library_errors import explained
 from zolit.cli.moved_names import find_moved, moved_sentence
 from zolit.methods import MeZO
 from zolit.optim.optimizer import ZerothOrder
@@ -49,6 +50,12 @@ class ZolitParser(LightningArgumentParser):
 
 class CommandParser(ArgumentParser):
     """Parses the options of a command other than those of training, and prints an error as one sentence."""
+
+    @override
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses the options. What jsonargparse raises for them becomes one sentence."""
+        with explained("command line"):
+            return super().parse_args(*args, **kwargs)
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -89,7 +89,8 @@ def table(
     console.print(_rich_table(title, spec, shown))
     write_text(folder / "table.md", _markdown(title, spec, shown))
     console.print(f"the same in Markdown: {folder / 'table.md'}")
-    require(not failed, f"table: these runs failed: {'; '.join(run.name for run in failed)}")
+    others = f" and {len(failed) - 3} others" if len(failed) > 3 else ""
+    require(not failed, f"table: these runs failed: {'; '.join(run.name for run in failed[:3])}{others}")
 
 
 def _read(path: Path) -> dict[str, Any]:
