@@ -181,6 +181,8 @@ REFUSED = {
     "a requeue checkpoint by its name": (["--ckpt_path=hpc"], "ckpt_path"),
     "options in a file that is no text": (["--data=BINARY"], "BINARY"),
     "a configuration without a suffix": (["--config=BINARY"], "BINARY"),
+    "a configuration from standard input": (["--config=-"], "standard input"),
+    "a configuration that is a mark": (["--config=--"], "command line"),
     "an option cut short": (["--trainer.l=1"], "could match"),
 }
 

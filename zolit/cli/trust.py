@@ -37,7 +37,11 @@ def check_files(args: Sequence[str]) -> None:
     for before, arg in zip(["", *args], args, strict=False):
         option, _, value = arg.partition("=")
         file = Path(value or arg)
-        is_configuration = file.suffix in (".yaml", ".yml") or {option, before} & _CONFIGURATIONS
+        names_options = bool({option, before} & _CONFIGURATIONS)
+        require(
+            not (names_options and str(file) == "-"), f"{arg}: options from standard input are not read; name a file"
+        )
+        is_configuration = names_options or file.suffix in (".yaml", ".yml")
         if not is_configuration or not file.is_file():
             continue
         require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")
