@@ -177,8 +177,12 @@ class ZerothOrder(torch.optim.Optimizer):
             "step: on several processes examples need ids (examples=...); without ids, examples of different ranks "
             "would share directions",
         )
-        with deferred_signals():
-            return self._step(closure, examples, repeats_batch)
+        with deferred_signals(), deferred_signals(interrupts=True) as interrupts:  # Ctrl-C acts in forwards alone
+            try:
+                return self._step(interrupts.acting_during(closure), examples, repeats_batch)
+            except BaseException:
+                self.update.rollback()
+                raise
 
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
         step = Step(self.seed, self._counts["steps"])
@@ -196,8 +200,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 estimate = self.estimator.estimate(evaluation, self.eps)
                 if self.per_example:
                     directions.gather_examples(self.collectives)
-        with deferred_signals(interrupts=True):  # weights, learned state and counters move together
-            self.last_step = self._update(step, base, sample, directions, estimate)
+        self.last_step = self._update(step, base, sample, directions, estimate)
         if estimate is None:
             self._warn_or_stop(base.losses)
         return self.last_step.loss

@@ -16,8 +16,9 @@ from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as install
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Self, TypeVar
 
+T = TypeVar("T")
 _SIGNALS = tuple(int(signum) for signum in signal.valid_signals())
 
 
@@ -44,9 +45,9 @@ class deferred_signals:
         self._arrived: list[int] = []
         self._open = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
-            return
+            return self
         for signum in _SIGNALS:
             handler = getsignal(signum)
             if callable(handler) and not self._leaves(handler):
@@ -54,6 +55,23 @@ class deferred_signals:
                 install(signum, self)
         # Set last, and cleared first in __exit__: while handlers are swapped, a signal goes straight to its handler.
         self._open = True
+        return self
+
+    def acting_during(self, function: Callable[[], T]) -> Callable[[], T]:
+        """Returns the function so that signals which this context defers act at once while it runs.
+
+        Used for the closure of a step: the forwards take most of the time, and move no weight.
+        """
+
+        def acting() -> T:
+            was_open, self._open = self._open, False
+            try:
+                self._hand_over()
+                return function()
+            finally:
+                self._open = was_open
+
+        return acting
 
     def _leaves(self, handler: object) -> bool:
         if isinstance(handler, deferred_signals):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from zolit.optim.blocks import Weight
-from zolit.optim.signals import deferred_signals
 
 # Attributes and methods that describe a weight. Views return what θ returns.
 _DESCRIPTIONS = {"device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "itemsize", "layout"}
@@ -101,9 +100,8 @@ def installed(views: Iterable[WeightView], sites: Sites) -> Iterator[None]:
             module.__dict__[name] = view
         yield
     finally:
-        with deferred_signals(interrupts=True):
-            for module, name, _ in entries:
-                module.__dict__.pop(name, None)
+        for module, name, _ in entries:
+            module.__dict__.pop(name, None)
 
 
 @cache
@@ -123,6 +121,5 @@ def poisoned(weights: Sequence[Weight]) -> Iterator[None]:
             weight.parameter.data = _nan(theta.dtype, theta.device).expand(theta.shape)
         yield
     finally:
-        with deferred_signals(interrupts=True):
-            for weight, theta in zip(weights, thetas, strict=True):
-                weight.parameter.data = theta
+        for weight, theta in zip(weights, thetas, strict=True):
+            weight.parameter.data = theta
