@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from zolit.errors import require
 from zolit.optim.blocks import Weight
@@ -19,7 +20,11 @@ Closure = Callable[[], Tensor]
 
 
 class NotFinite(Exception):
-    """Raised when a loss is NaN or infinite. The optimizer then skips the step."""
+    """Raised when a loss, a gradient or an estimate is NaN or infinite. The optimizer then skips the step.
+
+    Args:
+        what: What is not finite, as the subject of a sentence; empty for a loss.
+    """
 
 
 def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
@@ -87,7 +92,7 @@ class BasePoint:
             The gradient of the mean loss over all ranks for each weight, of the shape and type of the weight.
 
         Raises:
-            NotFinite: If the loss is NaN or infinite.
+            NotFinite: If the loss or a gradient is NaN or infinite.
             UserError: If the closure computes the loss without gradients.
         """
         with torch.enable_grad(), _requires_grad_only(self.model, weights):
@@ -101,10 +106,16 @@ class BasePoint:
         torch.clear_autocast_cache()
         self.backward_passes += 1
         self._recorded(loss.detach().view(1))
-        return {
+        gradients = {
             weight: self.collectives.all_mean(torch.zeros_like(weight.parameter) if own is None else own.contiguous())
             for weight, own in zip(weights, found, strict=True)
         }
+        # A loss can be finite where its gradient is not, as at sqrt(0). Adam would keep the NaN for good.
+        largest = [vector_norm(gradient, math.inf) for gradient in gradients.values() if gradient.numel()]
+        for weight, size in zip(gradients, torch.stack(largest).tolist(), strict=True):
+            if not math.isfinite(size):
+                raise NotFinite(f"the gradient of {weight.name}")
+        return gradients
 
     def _recorded(self, own: Tensor) -> float:
         loss = float(self.collectives.all_mean(own).cpu().double())

@@ -7,15 +7,13 @@ is one implementation for each stage. The methods are in ``zolit/methods``. ``zo
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from zolit.errors import NonFiniteLossError, require
+from zolit.errors import require
 from zolit.optim.base_point import BasePoint, Closure, NotFinite
 from zolit.optim.blocks import BlockSample, partition, trainable_weights
 from zolit.optim.collectives import Collectives
@@ -34,6 +32,7 @@ from zolit.optim.resuming import check_same, signature
 from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.selection.base import Selection
 from zolit.optim.signals import deferred_signals
+from zolit.optim.skipping import warn_or_stop
 from zolit.optim.stage import Stage
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
@@ -66,8 +65,8 @@ class ZerothOrder(torch.optim.Optimizer):
         prober: Computes losses at perturbed weights; None is Streamed.
         estimator: Computes the coefficients of the directions from losses; None is two-point SPSA.
         update: Moves the weights; None is SGD.
-        max_skipped: Number of skipped steps in a row after which the run stops. A step is skipped if a loss is not
-            finite.
+        max_skipped: Number of skipped steps in a row after which the run stops. A step is skipped if a loss or a
+            gradient is not finite.
 
     Attributes:
         model: The model.
@@ -153,7 +152,7 @@ class ZerothOrder(torch.optim.Optimizer):
     ) -> float:
         """Makes one step. Called once for each batch.
 
-        If a loss is NaN or infinite, the step is skipped: the weights and all state keep their values.
+        If a loss or a gradient is NaN or infinite, the step is skipped: the weights and all state keep their values.
 
         Args:
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
@@ -187,33 +186,39 @@ class ZerothOrder(torch.optim.Optimizer):
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
         step = Step(self.seed, self._counts["steps"])
         base = BasePoint(self.model, closure, self.collectives, step)
-        prepared = self._prepare(base)
+        trouble = self._prepare(base)
         sample = self.selection.select(step)
         self.perturbation.begin_step(step)
         ids = (examples or ()) if self.per_example else range(self.estimator.num_directions)
         directions = Directions(sample, self.perturbation, step, ids)
         estimate: Estimate | None = None
-        if prepared:
+        if trouble is None:
             directions.prefetch()
-            with suppress(NotFinite):
+            try:
                 evaluation = Evaluation(base, self.prober, directions, self.per_example, repeats_batch)
                 estimate = self.estimator.estimate(evaluation, self.eps)
+                if not estimate.coefficients.isfinite().all():
+                    raise NotFinite("the gradient estimate")
                 if self.per_example:
                     directions.gather_examples(self.collectives)
+            except NotFinite as found:
+                estimate, trouble = None, found
         self.last_step = self._update(step, base, sample, directions, estimate)
-        if estimate is None:
-            self._warn_or_stop(base.losses)
+        if trouble is not None:
+            losses = f"the losses {base.losses} are not all finite"
+            warn_or_stop(self._counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)
         return self.last_step.loss
 
-    def _prepare(self, base: BasePoint) -> bool:
-        """Calls ``prepare`` of the update, the selection and the law; returns False if a loss is not finite."""
-        with suppress(NotFinite):
+    def _prepare(self, base: BasePoint) -> NotFinite | None:
+        """Calls ``prepare`` of the update, the selection and the law; returns what was not finite."""
+        try:
             self.update.prepare(base)
             base.known_loss = None  # the update may have moved θ
             self.selection.prepare(base)
             self.perturbation.prepare(base)
-            return True
-        return False
+        except NotFinite as found:
+            return found
+        return None
 
     def _update(
         self, step: Step, base: BasePoint, sample: BlockSample, directions: Directions, estimate: Estimate | None
@@ -248,21 +253,6 @@ class ZerothOrder(torch.optim.Optimizer):
             selection=self.selection.report(sample),
             total_backward_passes=counts["backwards"],
         )
-
-    def _warn_or_stop(self, losses: Sequence[float]) -> None:
-        in_a_row = self._counts["skipped_in_a_row"]
-        message = f"step {self._counts['steps'] - 1}: the losses {losses} are not all finite"
-        if in_a_row >= self.max_skipped:
-            raise NonFiniteLossError(
-                f"{message}, for {in_a_row} steps in a row (max_skipped): lower lr or eps, or check the data and the "
-                "precision"
-            )
-        if self._counts["skipped"] == 1:
-            warnings.warn(
-                f"{message}; the weights did not move. The report counts skipped steps; this warning comes once",
-                RuntimeWarning,
-                stacklevel=6,  # outside of torch's wrappers of step
-            )
 
     def scratch_bytes(self) -> int:
         """Returns the bytes that all stages hold in addition to the weights. Called when memory is reported.

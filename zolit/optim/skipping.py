@@ -1,0 +1,34 @@
+"""Warns of the first skipped step, and stops a run in which many are skipped one after the other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from zolit.errors import NonFiniteLossError
+
+
+def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str) -> None:
+    """Warns of a skipped step, or stops the run. Called after each skipped step.
+
+    Args:
+        counts: The counters of the optimizer, with this step.
+        max_skipped: Number of skipped steps in a row after which the run stops.
+        trouble: What is not finite.
+
+    Raises:
+        NonFiniteLossError: If this is the ``max_skipped``-th skipped step in a row.
+    """
+    in_a_row = counts["skipped_in_a_row"]
+    message = f"step {counts['steps'] - 1}: {trouble}"
+    if in_a_row >= max_skipped:
+        raise NonFiniteLossError(
+            f"{message}, for {in_a_row} steps in a row (max_skipped): lower lr or eps, or check the data and the "
+            "precision"
+        )
+    if counts["skipped"] == 1:
+        warnings.warn(
+            f"{message}; the weights did not move. The report counts skipped steps; this warning comes once",
+            RuntimeWarning,
+            stacklevel=6,  # outside of torch's wrappers of step
+        )
