@@ -18,9 +18,11 @@ from zolit.optim.base_point import BasePoint, Closure, NotFinite
 from zolit.optim.blocks import BlockSample, partition, trainable_weights
 from zolit.optim.collectives import Collectives
 from zolit.optim.compatibility import check_compatible
+from zolit.optim.counting import COUNTERS, count, warn_or_stop
 from zolit.optim.estimators.base import Estimate, Estimator
 from zolit.optim.estimators.spsa import SPSA
 from zolit.optim.evaluation import Evaluation
+from zolit.optim.first_step import check_first_step
 from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.directions import Directions
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
@@ -32,13 +34,10 @@ from zolit.optim.resuming import check_same, signature
 from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.selection.base import Selection
 from zolit.optim.signals import deferred_signals
-from zolit.optim.skipping import warn_or_stop
 from zolit.optim.stage import Stage
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.sgd import SGD
-
-_COUNTERS = ("steps", "forwards", "backwards", "skipped", "skipped_in_a_row")
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -119,7 +118,16 @@ class ZerothOrder(torch.optim.Optimizer):
         self.collectives = Collectives()
         self.last_step: StepReport | None = None
         self.resumed_lr: float | None = None
-        self._counts = dict.fromkeys(_COUNTERS, 0)
+        self._counts = dict.fromkeys(COUNTERS, 0)
+        self._is_checked = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuses a second group of parameters with a UserError, since blocks would lack it. torch adds the first."""
+        require(
+            not self.param_groups,
+            "add_param_group: the weights are fixed when an optimizer is made; set requires_grad, and make a new one",
+        )
+        super().add_param_group(param_group)
 
     @property
     def _stages(self) -> dict[str, Stage]:
@@ -184,6 +192,9 @@ class ZerothOrder(torch.optim.Optimizer):
                 raise
 
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
+        if not self._is_checked:
+            self._is_checked = True
+            closure = check_first_step(self.model, self._local_weights, self.eps, closure)
         step = Step(self.seed, self._counts["steps"])
         base = BasePoint(self.model, closure, self.collectives, step)
         trouble = self._prepare(base)
@@ -235,11 +246,7 @@ class ZerothOrder(torch.optim.Optimizer):
             self.update.rollback()
         skipped = estimate is None
         counts = self._counts
-        counts["steps"] += 1
-        counts["forwards"] += len(base.losses)
-        counts["backwards"] += base.backward_passes
-        counts["skipped"] += skipped
-        counts["skipped_in_a_row"] = counts["skipped_in_a_row"] + 1 if skipped else 0
+        count(counts, base, skipped)
         return StepReport(
             step=step.index,
             loss=sum(base.losses) / len(base.losses),
@@ -287,6 +294,6 @@ class ZerothOrder(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
         self.seed = state["seed"]
         self.resumed_lr = state["lr"]
-        self._counts = {counter: state[counter] for counter in _COUNTERS}
+        self._counts = {counter: state[counter] for counter in COUNTERS}
         for name, stage in self._stages.items():
             stage.load_state_dict(state[name])

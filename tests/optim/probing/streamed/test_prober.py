@@ -76,7 +76,7 @@ def test_a_thousand_probes_leave_every_bit(dtype: torch.dtype, method: Callable[
 
         def closure() -> Tensor:
             c = optimizer.batch_repeats
-            return (model(inputs.repeat(c, 1)) - targets.repeat(c)).square()
+            return (model(inputs.repeat(c, 1)).float() - targets.repeat(c)).square()
 
     for _ in range(500):
         optimizer.step(closure, repeats_batch=joint)

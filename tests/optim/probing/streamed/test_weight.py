@@ -22,7 +22,7 @@ def test_perturbed_weights_describe_theta() -> None:
         weight = model.weight
         found.append((weight.dtype, weight.shape, weight.device.type, weight.ndim, weight.numel(), len(weight)))
         assert isinstance(weight, nn.Parameter)
-        return model(torch.ones(1, 3, dtype=weight.dtype)).square().mean()
+        return model(torch.ones(1, 3, dtype=weight.dtype)).float().square().mean()
 
     MeZO(model).step(spy)
     assert found == [(torch.bfloat16, (2, 3), "cpu", 2, 6, 2)] * 2

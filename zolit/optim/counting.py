@@ -1,4 +1,4 @@
-"""Warns of the first skipped step, and stops a run in which many are skipped one after the other."""
+"""Counts steps and passes, warns of the first skipped step, and stops a run in which many are skipped in a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import warnings
 from collections.abc import Mapping
 
 from zolit.errors import NonFiniteLossError
+from zolit.optim.base_point import BasePoint
+
+COUNTERS = ("steps", "forwards", "backwards", "skipped", "skipped_in_a_row")
+
+
+def count(counts: dict[str, int], base: BasePoint, skipped: bool) -> None:
+    """Adds a step to the counters. Called at the end of each step."""
+    counts["steps"] += 1
+    counts["forwards"] += len(base.losses)
+    counts["backwards"] += base.backward_passes
+    counts["skipped"] += skipped
+    counts["skipped_in_a_row"] = counts["skipped_in_a_row"] + 1 if skipped else 0
 
 
 def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str) -> None:
