@@ -95,8 +95,8 @@ class FactoredPerturbation(Perturbation):
             keys: The key of the direction of each example.
             inputs: Shape (examples, tokens, d); None if the weight is a vector, or an embedding in which rows are
                 looked up.
-            positions: Position of each token in its example, -1 on padding, shape (examples, tokens), int64; None if
-                the model is called without a mask.
+            positions: Position of each row of the inputs in its example, -1 on padding, int64, shape (examples,
+                tokens); None if the model is called without a mask.
         """
 
     def gather_examples(

@@ -6,8 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
+from tests.helpers.directions import directions_of
 from tests.helpers.draws import weight
+from zolit import PerExample
 from zolit.optim.perturbation.low_rank.activation_guided import ActivationGuided
 from zolit.optim.perturbation.low_rank.low_rank import LowRank
 from zolit.optim.randomness import Step, fold_in
@@ -79,13 +82,13 @@ def test_layers_of_the_same_activations_share_a_span_until_these_are_modified(co
 
 def test_a_span_is_as_precise_under_autocast() -> None:
     torch.manual_seed(0)
-    to, activations, found = weight(6, 64), torch.randn(1, 1, 64) + 0.05 * torch.randn(2, 30, 64), []
+    activations, found = torch.randn(1, 1, 64) + 0.05 * torch.randn(2, 30, 64), []
     for enabled in (False, True):
-        law = ActivationGuided()
-        law.begin_step(Step(0, 1))
+        directions = directions_of(PerExample(nn.Linear(64, 6, bias=False)), 1, [1, 2])
+        (to,) = directions.weights
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            law.see_inputs(to, [1, 2], activations, None)
-        found.append(law.factors(to, [1, 2]).inputs)
+            directions.see_inputs(to, 0, 2, activations, None)
+        found.append(directions.factors(to).inputs)
     assert torch.equal(*found)
 
 

@@ -56,17 +56,14 @@ class PerExampleProber(Prober):
         Raises:
             UserError: If the model or the closure mixes examples, or if the model cannot be perturbed for each example.
         """
-        probe = PerExampleProbe(directions)
+        probe = PerExampleProbe(self._model, directions)
         coefficients: list[float] = queries[:, 0].tolist()
-        handle = self._model.register_forward_pre_hook(probe.enter, with_kwargs=True)
-        try:
-            with installed([PerExampleWeight.of(weight, probe) for weight in directions.weights], self._sites):
-                new = [weight for weight in directions.weights if weight not in self._verified]
-                with poisoned(new):
-                    losses = torch.stack([probe.forward(closure, coefficient) for coefficient in coefficients])
-                return self._checked(closure, probe, coefficients, losses, new) if new else losses
-        finally:
-            handle.remove()
+        views = [PerExampleWeight.of(weight, probe) for weight in directions.weights]
+        with probe.calls.followed(), installed(views, self._sites):
+            new = [weight for weight in directions.weights if weight not in self._verified]
+            with poisoned(new):
+                losses = torch.stack([probe.forward(closure, coefficient) for coefficient in coefficients])
+            return self._checked(closure, probe, coefficients, losses, new) if new else losses
 
     def _checked(
         self, closure: Closure, probe: PerExampleProbe, queries: list[float], losses: Tensor, weights: Sequence[Weight]
