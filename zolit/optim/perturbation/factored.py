@@ -11,6 +11,7 @@ from torch import Tensor
 from zolit.optim.blocks import Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.perturbation.base import Perturbation
+from zolit.optim.precision import without_autocast
 
 
 class Factors(NamedTuple):
@@ -50,7 +51,8 @@ class Factors(NamedTuple):
         """Returns ‖Uᵢ‖², shape (k,), float32. Called by the update, if the selection needs squared norms."""
         outputs = self.outputs.float() * self.scales.unsqueeze(2)
         inputs = self.inputs.float()
-        return (outputs @ outputs.mT * (inputs @ inputs.mT)).sum((1, 2))
+        with without_autocast(inputs.device):
+            return (outputs @ outputs.mT * (inputs @ inputs.mT)).sum((1, 2))
 
 
 class FactoredPerturbation(Perturbation):
