@@ -9,34 +9,44 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-PRODUCTS = ("products.py", "weight.py", "base_point.py")
-"""Files whose functions replace those of the model, or call its backward pass."""
+WATCHERS = ("stage_calls.py", "host_waits.py")
 
 
 class StageCalls(TorchDispatchMode):
-    """Passes each call of a stage to ``see``, with the line of the stage that makes it."""
+    """Passes each call of a stage to ``see``, with the line of the stage that makes it.
+
+    Attributes:
+        models: Ends of the names of files whose calls count as those of the model.
+    """
+
+    models: tuple[str, ...] = ()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        line = stage_line()
+        given = (args, kwargs or {})
+        self.called(func, given, result)
+        line = stage_line(self.models)
         if line is not None:
-            tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-            self.see(func, tensors, line)
+            self.see(func, [value for value in tree_leaves(given) if isinstance(value, Tensor)], line)
         return result
+
+    def called(self, func: Any, args: Any, result: Any) -> None:
+        """Receives every call of a function of aten, its arguments and its result."""
 
     def see(self, func: Any, tensors: Sequence[Tensor], line: str) -> None:
         """Receives a function of aten, its tensor arguments, and the line of the stage."""
         raise NotImplementedError
 
 
-def stage_line() -> str | None:
+def stage_line(models: tuple[str, ...] = ()) -> str | None:
     """Returns the file and line of the stage that calls torch; None if another part of the program calls."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/torch/" not in path and path != __file__:
-            inside = "/zolit/optim/" in path and not path.endswith(PRODUCTS)
+        if "/torch/" not in path and not path.endswith(WATCHERS):
+            inside = "/zolit/optim/" in path and not path.endswith(models)
             return f"{path.rpartition('/zolit/optim/')[2]}:{frame.f_lineno}" if inside else None
         frame = frame.f_back  # type: ignore[assignment]  # the loop ends with the last frame
     return None
@@ -56,6 +66,8 @@ class CastCalls(StageCalls):
 
     The model must be of float32. A CPU casts fewer functions. It has cast when the call is seen here.
     """
+
+    models = ("products.py", "weight.py", "base_point.py")  # they replace its products, or call its backward pass
 
     def __init__(self) -> None:
         super().__init__()
