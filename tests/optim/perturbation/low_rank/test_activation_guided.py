@@ -37,6 +37,22 @@ def test_input_sides_fill_the_span_of_an_examples_tokens() -> None:
         assert float((found.T @ found / draws).trace()) == pytest.approx(len(basis), rel=0.15)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_two_sides_share_no_number(rank: int) -> None:
+    """Of 4,000 directions over a pool with 256 windows, some would have ρ = a if both were of one half."""
+    law, to = ActivationGuided(rank), weight(16, 16)
+    law.bind(nn.Module(), [to], [])
+    law.begin_step(Step(0, 1))
+    keys = [fold_in(1, key) for key in range(2000 * rank)]
+    law.see_inputs(to, keys, torch.eye(16).expand(len(keys), 16, 16), None)
+    factors = law.factors(to, keys)
+    a, rho = (nn.functional.normalize(side, dim=2) for side in (factors.outputs, factors.inputs))
+    cosines = (a @ rho.mT).flatten()
+    assert float(cosines.abs().max()) < 0.95
+    assert float(cosines.mean()) == pytest.approx(0.0, abs=5 / (16 * len(cosines)) ** 0.5)
+    assert float(cosines.square().mean()) == pytest.approx(1 / 16, rel=0.1)
+
+
 def test_padding_and_order_do_not_change_directions() -> None:
     law, to = ActivationGuided(2), weight(6, 32)
     activations = torch.randn(2, 3, 32)

@@ -29,7 +29,8 @@ class ActivationGuided(PooledFactors):
     that are almost a combination of other tokens. The estimate of this part of the gradient is too small.
 
     The activations are those of the first forward of a step that uses the weight. ρ depends on the position of a token
-    after the padding, so padding changes nothing.
+    after the padding, so padding changes nothing. ρ takes the place of b in the second half of the pool, so no ρ shares
+    a number with an a.
 
     A vector has no input side, and neither does a matrix in which rows are looked up. Both get the law of ``LowRank``,
     multiplied by 0.3 for such a matrix. An update moves all rows of the matrix, although only a few rows caused the
@@ -61,7 +62,7 @@ class ActivationGuided(PooledFactors):
         for weight in keys:
             by_device.setdefault(weight.parameter.device, []).append(weight)
         for weights in by_device.values():
-            half, _ = self._pools.of(weights[0]).halves
+            _, half = self._pools.of(weights[0]).halves  # a is of the first half
             begins = offsets(draws_of([keys[weight] for weight in weights], self.rank, _TOKENS), half)
             self._offsets.update(zip([(weight, tuple(keys[weight])) for weight in weights], begins, strict=True))
 
@@ -85,7 +86,7 @@ class ActivationGuided(PooledFactors):
 
     def _combined(self, weight: Weight, keys: Sequence[int], inputs: Tensor, positions: Tensor | None) -> Tensor:
         """Returns b of each example, shape (examples, r, d), of the type of the weight."""
-        half, _ = self._pools.of(weight).halves
+        _, half = self._pools.of(weight).halves
         name = (weight, tuple(keys))
         if name not in self._offsets:
             self.prefetch({weight: keys})
