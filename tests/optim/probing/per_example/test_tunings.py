@@ -71,6 +71,20 @@ def test_padding_of_prompts_and_answers_changes_no_coefficient(tuning: str, tied
         torch.testing.assert_close(one, found[index % 2], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_micro_batches_change_no_coefficient(tuning: str, law: str) -> None:
+    found = []
+    for parts in ([[0, 1, 2]], [[0], [1, 2]], [[0, 1], [2]]):
+        made = language(TUNINGS[tuning]())
+        optimizer = PerExample(made.model, lr=0.0, eps=1e-3, **LAWS[law])
+        closures = [likelihoods(made, batch(prompts=part)) for part in parts]
+        optimizer.step(lambda closures=closures: torch.cat([losses() for losses in closures]), examples=[4, 5, 6])
+        found.append(torch.tensor(optimizer.last_step.coefficients))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-7)
+
+
 class Routed(nn.Module):
     """A model in which each call uses one of two experts."""
 

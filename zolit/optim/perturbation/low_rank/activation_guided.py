@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zolit.optim.blocks import Weight
+from zolit.optim.blocks import Block, Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.perturbation.low_rank.pooled import Cut, PooledFactors, draws_of, offsets, windows
 from zolit.optim.perturbation.low_rank.span import Span, SpanInputs
@@ -47,6 +47,12 @@ class ActivationGuided(PooledFactors):
         self._offsets: dict[tuple[Weight, tuple[int, ...]], Tensor] = {}
         self._embeddings: set[Weight] = set()
         self._span: Span | None = None
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
+        """Finds the embeddings, the same ones on all ranks; see ``Stage.bind``."""
+        super().bind(model, weights, blocks)
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        self._embeddings = {weight for weight in weights if id(weight.parameter) in tables}
 
     def begin_step(self, step: Step) -> None:
         """Drops the activations of the last step; see ``Perturbation.begin_step``."""

@@ -92,9 +92,9 @@ class SpanInputs(NamedTuple):
         if tuple(keys) == self.keys:
             return self.rows
         index_of_key, unknown = self._index_of_key, len(self.rows)
-        rows = functional.pad(self.rows, (0, 0, 0, 0, 0, 1))
-        index = torch.tensor([index_of_key.get(key, unknown) for key in keys]).to(rows.device, non_blocking=True)
-        return rows.index_select(0, index)
+        places = [index_of_key.get(key, unknown) for key in keys]
+        rows = functional.pad(self.rows, (0, 0, 0, 0, 0, 1)) if unknown in places else self.rows
+        return rows.index_select(0, torch.tensor(places).to(rows.device, non_blocking=True))
 
     def joined(self, others: SpanInputs) -> SpanInputs:
         """Returns these rows followed by others. Called if a layer runs once for each micro-batch."""

@@ -95,17 +95,20 @@ class PerExampleProbe:
             self._take(len(tensor))
             self._early = view
 
-    def factors(self, view: WeightView, inputs: Tensor | None = None, positions: Tensor | None = None) -> Factors:
+    def factors(self, view: WeightView, inputs: Tensor | None = None) -> Factors:
         """Returns the factors of the directions of the current examples over a weight, with c among the scales.
 
         Called by ``products`` for each use of the weight.
 
         Args:
             view: The view of the weight.
-            inputs: The activations that a matrix multiplies, shape (examples, rows, d); None for other uses.
-            positions: Position of each row of the inputs, see ``positions``.
+            inputs: The activations that a matrix multiplies, as the model passes them, shape (examples, ..., d) or
+                (examples·tokens, d); None for other uses.
         """
-        directions, first, stop = self.directions, self._first, self._stop
+        directions, first, stop, positions = self.directions, self._first, self._stop, None
+        if inputs is not None:
+            positions = self._positions_of(inputs)
+            inputs = inputs.reshape(self.examples, -1, inputs.shape[-1])
         directions.see_inputs(view.weight, first, stop, inputs, positions)
         factors = directions.factors(view.weight, first, stop)
         assert factors is not None, "this prober needs a law of low rank"
@@ -118,10 +121,8 @@ class PerExampleProbe:
         theta = view.theta if view.theta.dtype == torch.float64 else view.theta.float()
         return theta + (factors.outputs * factors.scales.unsqueeze(2))[:, 0]
 
-    def positions(self, activations: Tensor) -> Tensor | None:
+    def _positions_of(self, activations: Tensor) -> Tensor | None:
         """Returns the position of each row of activations among those of its example that are no padding.
-
-        Called by ``products`` for each matrix.
 
         Returns:
             Shape (examples, rows), int64, -1 on padding; None if no row is known to be padding.

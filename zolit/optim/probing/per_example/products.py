@@ -36,7 +36,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = functional.linear(flat.flatten(0, 1), _theta(weight), None if isinstance(bias, WeightView) else bias)
     out = rows.view(probe.examples, -1, rows.shape[-1])
     if isinstance(weight, WeightView):
-        factors = probe.factors(weight, flat, probe.positions(input))
+        factors = probe.factors(weight, input)
         projected = flat.to(out.dtype) @ factors.inputs.mT.to(out.dtype)
         out.baddbmm_(projected.mul_(factors.scales.unsqueeze(1)), factors.outputs.to(out.dtype))
     if isinstance(bias, WeightView):
