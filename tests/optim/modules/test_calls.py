@@ -116,6 +116,7 @@ MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
         ((2, 4), MASK),
         ((8,), MASK.flatten()),
         ((2, 3), MASK[:, 1:]),  # the columns whose logits are kept
+        ((2, 1), torch.ones(2, 1)),  # the first token of each row, or the last one
         ((2, 4, 5), MASK[:, :, None].expand(2, 4, 5)),  # heads after tokens
         ((2, 5, 4), MASK[:, None].expand(2, 5, 4)),  # and before them
         ((2,), None),  # pooled
@@ -139,6 +140,7 @@ def test_columns_that_a_tensor_names_are_those_of_the_mask() -> None:
     model, columns = Recorder(), torch.tensor([0, 3])
     with model.calls.followed():
         assert torch.equal(model(MASK, MASK, (2, 2), logits_to_keep=columns), MASK[:, columns].bool())
+        assert torch.equal(model(MASK, MASK, (2, 4), logits_to_keep=columns), MASK.bool())
 
 
 def test_a_call_that_fails_ends_too() -> None:

@@ -102,10 +102,13 @@ class ModelCalls:
         if len(shape) == 1:
             flat = [tokens for tokens in whole if examples * tokens == shape[0]]
             return mask[:, -flat[0] :].flatten() if flat else None
+        if shape == mask.shape:
+            return mask
         if len(shape) == 2 and shape[0] == examples:
-            if self._columns is not None and len(self._columns) == shape[1]:
-                return mask[:, self._columns]
-            return mask[:, -shape[1] :] if shape[1] <= width else None
+            named = self._columns is not None and len(self._columns) == shape[1]
+            part = mask[:, self._columns] if named else mask[:, -shape[1] :]
+            # Without a single token, the columns are others, for example that of a first token.
+            return part | ~part.any(1, keepdim=True) if shape[1] < width else None
         places = [place for place, length in enumerate(shape) if place and length in whole]
         if not places or shape[0] != examples:
             return None

@@ -36,7 +36,7 @@ class PerExampleProbe:
         self._coefficient: float | Tensor = 0.0
         self._first = self._stop = 0
         self._early: WeightView | None = None
-        self._positions: dict[torch.Size, Tensor] = {}
+        self._positions: tuple[Tensor, Tensor] | None = None
 
     def forward(self, closure: Closure, coefficient: float | Tensor) -> Tensor:
         """Computes the loss of each example at θ + c·uᵢ. Called for each query.
@@ -71,7 +71,6 @@ class PerExampleProbe:
 
     def _begin_call(self, examples: int) -> None:
         """Takes the examples of a call of the model, unless a use of a weight before it has taken them."""
-        self._positions.clear()
         if self._early is None:
             self._take(examples)
         elif examples != self.examples:
@@ -130,12 +129,10 @@ class PerExampleProbe:
         kept = self.calls.kept(activations) if self.calls.running else None
         if kept is None:
             return None
-        found = self._positions.get(activations.shape[:-1])
-        if found is None:
-            kept = kept.reshape(self.examples, -1)
-            found = (kept.cumsum(1) - 1).masked_fill_(~kept, -1)
-            self._positions[activations.shape[:-1]] = found
-        return found
+        if self._positions is None or self._positions[0] is not kept:  # most layers have the same rows
+            rows = kept.reshape(self.examples, -1)
+            self._positions = kept, (rows.cumsum(1) - 1).masked_fill_(~rows, -1)
+        return self._positions[1]
 
     def by_example(self, tensor: Tensor, view: WeightView, what: str) -> Tensor:
         """Reshapes activations or ids so that the first dimension is that of the examples. Called by ``products``.
