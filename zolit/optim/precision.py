@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_UNCHANGED = nullcontext()
+
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Returns a context in which torch does not cast to 16 bits. Used for all computations with directions.
@@ -19,4 +21,4 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
         device: The device of the computation.
     """
     kind = device.type
-    return torch.autocast(kind, enabled=False) if kind != "meta" and torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if kind != "meta" and torch.is_autocast_enabled(kind) else _UNCHANGED
