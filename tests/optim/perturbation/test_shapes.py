@@ -47,7 +47,7 @@ def test_moments(name: str, shape: tuple[int, ...]) -> None:
     law, to = LAWS[name](), weight(*shape)
     law.bind(nn.Module(), [to], [])
     draws = []
-    for step in range(200):
+    for step in range(130):
         law.begin_step(Step(0, step))
         for direction in range(6):
             key = fold_in(step, direction)
