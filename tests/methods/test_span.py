@@ -18,8 +18,9 @@ ALONG = [
 ]
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast in the closure"])
 @pytest.mark.parametrize("name", ALONG)
-def test_weights_move_along_what_was_probed(name: str) -> None:
+def test_weights_move_along_what_was_probed(name: str, autocast: bool) -> None:
     """Block by block, the movement lies in the span of the perturbations that modules computed with; on every step."""
     model = layered(torch.float64)
     optimizer = made(name, model, eps=0.01)
@@ -27,8 +28,9 @@ def test_weights_move_along_what_was_probed(name: str) -> None:
     probed: list[dict[str, Tensor]] = []
 
     def seeing() -> Tensor:
-        probed.append(seen_by(model))
-        return closure()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            probed.append(seen_by(model))
+            return closure()
 
     for _ in range(6):
         probed.clear()

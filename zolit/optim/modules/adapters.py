@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zolit.errors import require
 from zolit.optim.modules.layers import linear_modules
+from zolit.optim.precision import without_autocast
 
 COEFFICIENTS, BASIS = "zo_coefficients", "zo_basis"
 
@@ -65,9 +66,10 @@ def _add(module: Any, rank: int) -> None:
 
 
 def _correct(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    projected = nn.functional.linear(args[0].float(), module.zo_basis.float())
-    # The attribute is read in each call, because a probe replaces it by a perturbed view.
-    return output + nn.functional.linear(projected, module.zo_coefficients).to(output.dtype)
+    with without_autocast(output.device):  # a probe moves coefficients by less than 16 bits can resolve
+        projected = nn.functional.linear(args[0].float(), module.zo_basis.float())
+        # The attribute is read in each call, because a probe replaces it by a perturbed view.
+        return output + nn.functional.linear(projected, module.zo_coefficients).to(output.dtype)
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:

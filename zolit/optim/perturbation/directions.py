@@ -1,8 +1,8 @@
 """The k directions of one step. They are never stored: a piece is drawn again whenever a stage needs it.
 
 A direction is u = m ⊙ z, with z from the perturbation and m from the sample of the selection. Probing adds u to the
-weights. The update adds û = w ⊙ u, where w is 1/π with the Horvitz-Thompson correction, and else 1. Both draw u here.
-The weights therefore move along the directions that were measured.
+weights. The update adds û = w ⊙ u, where w is 1/π with the Horvitz-Thompson correction, and else 1. Both draw u here,
+without autocast. The weights therefore move along the directions that were measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zolit.optim.blocks import BlockSample, Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.factored import FactoredPerturbation, Factors
+from zolit.optim.precision import without_autocast
 from zolit.optim.randomness import Step, fold_in, fold_in_each
 
 
@@ -119,9 +120,10 @@ class Directions:
         Returns:
             v, shape (stop - start,), float32 or ``dtype``, valid until the next draw, and a factor f. The piece is f·v.
         """
-        z, factor = self._law.draw(weight, self.keys(weight)[direction], start, stop, dtype)
-        mask = self.sample.mask
-        return (z if mask is None else z * mask.indicator(weight, start, stop)), factor
+        with without_autocast(weight.parameter.device):
+            z, factor = self._law.draw(weight, self.keys(weight)[direction], start, stop, dtype)
+            mask = self.sample.mask
+            return (z if mask is None else z * mask.indicator(weight, start, stop)), factor
 
     def draw_rows(self, direction: int, weight: Weight, ids: Tensor) -> Tensor | None:
         """Draws single rows of uᵢ over a sampled matrix. Called for each lookup in an embedding on a GPU.
@@ -130,13 +132,15 @@ class Directions:
             Shape (m, d); None if a mask applies, or if the law can draw whole pieces only. See
             ``Perturbation.draw_rows``.
         """
-        return None if self.sample.mask else self._law.draw_rows(weight, self.keys(weight)[direction], ids)
+        with without_autocast(weight.parameter.device):
+            return None if self.sample.mask else self._law.draw_rows(weight, self.keys(weight)[direction], ids)
 
     def squared_norm(self, direction: int, weight: Weight, start: int, stop: int) -> float | None:
         """Returns ‖uᵢ‖² of a piece if the law knows it without a pass over it, else None. Called by the update."""
         if self.sample.mask is not None:
             return None
-        return self._law.squared_norm(weight, self.keys(weight)[direction], start, stop)
+        with without_autocast(weight.parameter.device):
+            return self._law.squared_norm(weight, self.keys(weight)[direction], start, stop)
 
     def factors(self, weight: Weight, first: int = 0, stop: int | None = None) -> Factors | None:
         """Returns directions first to stop - 1 of a sampled weight as factors. Called by per-example probes and update.
@@ -146,7 +150,8 @@ class Directions:
         """
         if self.sample.mask is not None or not isinstance(self._law, FactoredPerturbation):
             return None
-        return self._law.factors(weight, self.keys(weight)[first:stop])
+        with without_autocast(weight.parameter.device):
+            return self._law.factors(weight, self.keys(weight)[first:stop])
 
     def see_inputs(
         self, weight: Weight, first: int, stop: int, inputs: Tensor | None, positions: Tensor | None
@@ -156,4 +161,5 @@ class Directions:
         Called by per-example probing before each product; see ``FactoredPerturbation.see_inputs``.
         """
         if isinstance(self._law, FactoredPerturbation):
-            self._law.see_inputs(weight, self.keys(weight)[first:stop], inputs, positions)
+            with without_autocast(weight.parameter.device):
+                self._law.see_inputs(weight, self.keys(weight)[first:stop], inputs, positions)

@@ -11,6 +11,7 @@ from torch import Tensor
 from zolit.optim.blocks import Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.perturbation.base import Perturbation
+from zolit.optim.precision import without_autocast
 
 
 class Factors(NamedTuple):
@@ -50,7 +51,8 @@ class Factors(NamedTuple):
         """Returns ‖Uᵢ‖², shape (k,), float32. Called by the update, if the selection needs squared norms."""
         outputs = self.outputs.float() * self.scales.unsqueeze(2)
         inputs = self.inputs.float()
-        return (outputs @ outputs.mT * (inputs @ inputs.mT)).sum((1, 2))
+        with without_autocast(inputs.device):
+            return (outputs @ outputs.mT * (inputs @ inputs.mT)).sum((1, 2))
 
 
 class FactoredPerturbation(Perturbation):
@@ -95,8 +97,8 @@ class FactoredPerturbation(Perturbation):
             keys: The key of the direction of each example.
             inputs: Shape (examples, tokens, d); None if the weight is a vector, or an embedding in which rows are
                 looked up.
-            positions: Position of each token in its example, -1 on padding, shape (examples, tokens), int64; None if
-                the model is called without a mask.
+            positions: Position of each row of the inputs in its example, -1 on padding, int64, shape (examples,
+                tokens); None if the model is called without a mask.
         """
 
     def gather_examples(

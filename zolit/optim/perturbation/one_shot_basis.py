@@ -34,11 +34,15 @@ class OneShotBasis(Gaussian):
         super().__init__()
         require(iterations >= 1, f"iterations: at least one power iteration is needed, not {iterations}")
         self._iterations = iterations
+        self._has_bases = False
 
     def prepare(self, base: BasePoint) -> None:
         """Finds the bases before the first step, by one forward; see ``Stage.prepare``."""
+        if self._has_bases:  # known to the host, which would wait for the bases themselves
+            return
         bases: dict[str, Tensor] = {name: module.zo_basis for name, module in adapted_modules(base.model).items()}
-        if any(bool(basis.any()) for basis in bases.values()):
+        self._has_bases = any(bool(basis.any()) for basis in bases.values())
+        if self._has_bases:
             return
         found: dict[str, Tensor] = {}
 
@@ -50,5 +54,5 @@ class OneShotBasis(Gaussian):
 
         with watch_inputs(base.model, {name: base.model.get_submodule(name) for name in bases}, on_input):
             base.loss()
-        for name, basis in found.items():
-            bases[name].copy_(base.collectives.broadcast(basis.contiguous()))
+        for name, basis in bases.items():  # all of them: another rank may use other layers
+            basis.copy_(base.collectives.broadcast(found.get(name, torch.zeros_like(basis)).contiguous()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from zolit.errors import require
 from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import Block, BlockSample, Weight
+from zolit.optim.modules.calls import ModelCalls
 from zolit.optim.modules.layers import find_layers
 from zolit.optim.perturbation.directions import Directions
 from zolit.optim.randomness import Step
@@ -86,16 +88,20 @@ class OneLayer(Selection):
     def _dominant(self, base: BasePoint, layers: Sequence[nn.Module]) -> int:
         """Makes a forward pass and returns the index of the dominant layer."""
         sizes = [torch.zeros(2)] * len(layers)
+        calls = ModelCalls(base.model)
 
         def watch(index: int) -> Any:
             def on_output(_: nn.Module, __: Any, output: Any) -> None:
-                hidden = (output[0] if isinstance(output, tuple) else output).detach().float().abs().flatten()
-                both = torch.stack([hidden.max(), hidden.median()])
+                states = (output[0] if isinstance(output, tuple) else output).detach()
+                hidden, kept = states.float().abs(), calls.kept(states)
+                padding = torch.zeros((), dtype=torch.bool) if kept is None else ~kept.unsqueeze(-1)
+                largest = hidden.masked_fill(padding, 0.0).max()
+                both = torch.stack([largest, hidden.masked_fill(padding, math.nan).nanmedian()])
                 sizes[index] = torch.maximum(sizes[index].to(both), both)
 
             return on_output
 
-        with ExitStack() as hooks:
+        with calls.followed(), ExitStack() as hooks:
             for index, layer in enumerate(layers):
                 hooks.callback(layer.register_forward_hook(watch(index)).remove)
             base.loss()

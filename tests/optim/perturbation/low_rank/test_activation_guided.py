@@ -6,8 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
+from tests.helpers.directions import directions_of
 from tests.helpers.draws import weight
+from zolit import PerExample
 from zolit.optim.perturbation.low_rank.activation_guided import ActivationGuided
 from zolit.optim.perturbation.low_rank.low_rank import LowRank
 from zolit.optim.randomness import Step, fold_in
@@ -32,6 +35,22 @@ def test_input_sides_fill_the_span_of_an_examples_tokens() -> None:
         assert float(projection.diagonal().max()) < 0.5
         assert float(errors.abs().max()) < 2.0
         assert float((found.T @ found / draws).trace()) == pytest.approx(len(basis), rel=0.15)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_two_sides_share_no_number(rank: int) -> None:
+    """Of 4,000 directions over a pool with 256 windows, some would have ρ = a if both were of one half."""
+    law, to = ActivationGuided(rank), weight(16, 16)
+    law.bind(nn.Module(), [to], [])
+    law.begin_step(Step(0, 1))
+    keys = [fold_in(1, key) for key in range(2000 * rank)]
+    law.see_inputs(to, keys, torch.eye(16).expand(len(keys), 16, 16), None)
+    factors = law.factors(to, keys)
+    a, rho = (nn.functional.normalize(side, dim=2) for side in (factors.outputs, factors.inputs))
+    cosines = (a @ rho.mT).flatten()
+    assert float(cosines.abs().max()) < 0.95
+    assert float(cosines.mean()) == pytest.approx(0.0, abs=5 / (16 * len(cosines)) ** 0.5)
+    assert float(cosines.square().mean()) == pytest.approx(1 / 16, rel=0.1)
 
 
 def test_padding_and_order_do_not_change_directions() -> None:
@@ -79,13 +98,13 @@ def test_layers_of_the_same_activations_share_a_span_until_these_are_modified(co
 
 def test_a_span_is_as_precise_under_autocast() -> None:
     torch.manual_seed(0)
-    to, activations, found = weight(6, 64), torch.randn(1, 1, 64) + 0.05 * torch.randn(2, 30, 64), []
+    activations, found = torch.randn(1, 1, 64) + 0.05 * torch.randn(2, 30, 64), []
     for enabled in (False, True):
-        law = ActivationGuided()
-        law.begin_step(Step(0, 1))
+        directions = directions_of(PerExample(nn.Linear(64, 6, bias=False)), 1, [1, 2])
+        (to,) = directions.weights
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            law.see_inputs(to, [1, 2], activations, None)
-        found.append(law.factors(to, [1, 2]).inputs)
+            directions.see_inputs(to, 0, 2, activations, None)
+        found.append(directions.factors(to).inputs)
     assert torch.equal(*found)
 
 

@@ -216,9 +216,23 @@ class Convolves(nn.Module):
         return self.layer(inputs).mean((1, 2))
 
 
+class Repeats(nn.Module):
+    """Looks up rows once, and repeats them for all examples, as prompt tuning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(3, 6)
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = self.rows(torch.arange(3)[None]).repeat(len(inputs), 1, 1)
+        return self.layer(torch.cat([rows, inputs], dim=1)).mean((1, 2))
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (Repeats, "the model raises RuntimeError where a weight differs from example to example"),
         (Flattens, "an example's loss depends on the directions of others"),
         (Drops, "layer.weight meets activations of shape .19, 6. in linear, not 5 examples"),
         (Mixes, "an example's loss depends on the directions of others"),
@@ -248,6 +262,17 @@ def test_mixture_of_experts_is_refused() -> None:
     optimizer = PerExample(model, lr=1.0)
     with pytest.raises(UserError, match="take another method"):
         optimizer.step(lambda: model(input_ids=IDS).logits[:, -1, 0])
+
+
+def test_an_exception_of_the_closure_is_its_own() -> None:
+    model = nn.Linear(3, 1)
+
+    def broken() -> Tensor:
+        model(torch.ones(5, 3))
+        raise KeyError("label")
+
+    with pytest.raises(KeyError, match="label"):
+        PerExample(model).step(broken)
 
 
 def test_a_mean_loss_is_refused() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zolit.optim.blocks import Weight
+from zolit.optim.blocks import Block, Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.perturbation.low_rank.pooled import Cut, PooledFactors, draws_of, offsets, windows
 from zolit.optim.perturbation.low_rank.span import Span, SpanInputs
@@ -29,11 +29,13 @@ class ActivationGuided(PooledFactors):
     that are almost a combination of other tokens. The estimate of this part of the gradient is too small.
 
     The activations are those of the first forward of a step that uses the weight. ρ depends on the position of a token
-    after the padding, so padding changes nothing.
+    after the padding, so padding changes nothing. ρ takes the place of b in the second half of the pool, so no ρ shares
+    a number with an a.
 
     A vector has no input side, and neither does a matrix in which rows are looked up. Both get the law of ``LowRank``,
     multiplied by 0.3 for such a matrix. An update moves all rows of the matrix, although only a few rows caused the
-    change of the loss. At full length this would be most of the noise.
+    change of the loss. At full length this would be most of the noise. A matrix that the forward of an example does not
+    use, such as an expert, does not move along the direction of this example.
 
     Args:
         rank: r.
@@ -45,6 +47,12 @@ class ActivationGuided(PooledFactors):
         self._offsets: dict[tuple[Weight, tuple[int, ...]], Tensor] = {}
         self._embeddings: set[Weight] = set()
         self._span: Span | None = None
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
+        """Finds the embeddings, the same ones on all ranks; see ``Stage.bind``."""
+        super().bind(model, weights, blocks)
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        self._embeddings = {weight for weight in weights if id(weight.parameter) in tables}
 
     def begin_step(self, step: Step) -> None:
         """Drops the activations of the last step; see ``Perturbation.begin_step``."""
@@ -60,7 +68,7 @@ class ActivationGuided(PooledFactors):
         for weight in keys:
             by_device.setdefault(weight.parameter.device, []).append(weight)
         for weights in by_device.values():
-            half, _ = self._pools.of(weights[0]).halves
+            _, half = self._pools.of(weights[0]).halves  # a is of the first half
             begins = offsets(draws_of([keys[weight] for weight in weights], self.rank, _TOKENS), half)
             self._offsets.update(zip([(weight, tuple(keys[weight])) for weight in weights], begins, strict=True))
 
@@ -76,15 +84,15 @@ class ActivationGuided(PooledFactors):
         assert inputs is not None
         rows = self._combined(weight, keys, inputs, positions)
         if len(set(keys)) < len(keys):  # rows with the same key get the direction of the first of them
-            keys, rows = tuple(dict.fromkeys(keys)), rows[[keys.index(key) for key in dict.fromkeys(keys)]]
+            first = SpanInputs(tuple(keys), rows)
+            keys = tuple(dict.fromkeys(keys))
+            rows = first.of(keys)
         new = SpanInputs(tuple(keys), rows)
         self._span_inputs[weight] = new if known is None else known.joined(new)
 
     def _combined(self, weight: Weight, keys: Sequence[int], inputs: Tensor, positions: Tensor | None) -> Tensor:
         """Returns b of each example, shape (examples, r, d), of the type of the weight."""
-        if positions is not None and positions.shape != inputs.shape[:2]:
-            positions = None
-        half, _ = self._pools.of(weight).halves
+        _, half = self._pools.of(weight).halves
         name = (weight, tuple(keys))
         if name not in self._offsets:
             self.prefetch({weight: keys})
@@ -92,19 +100,19 @@ class ActivationGuided(PooledFactors):
         if positions is not None:
             at = positions.unsqueeze(1)
             coefficients = coefficients.gather(2, at.clamp(min=0).expand_as(coefficients)) * (at >= 0)
-        with torch.autocast(inputs.device.type, enabled=False):  # in 16 bits the error of X Xᵀ would exceed λ
-            if self._span is None:
-                self._span = Span.of(inputs, positions)
-            return self._span.combine(coefficients).to(weight.parameter.dtype)
+        if self._span is None:
+            self._span = Span.of(inputs, positions)
+        return self._span.combine(coefficients).to(weight.parameter.dtype)
 
     def gather_examples(
         self, own: Mapping[Weight, Sequence[int]], every: Mapping[Weight, Sequence[int]], collectives: Collectives
     ) -> None:
         """Gathers b of the examples of all ranks, in one message; see ``FactoredPerturbation.gather_examples``."""
-        guided = [weight for weight in own if weight in self._span_inputs]
+        # The same weights on all ranks, also if the forwards of a rank do not use one of them.
+        guided = [weight for weight in own if weight.parameter.ndim > 1 and weight not in self._embeddings]
         if not guided:
             return
-        inputs = [self._span_inputs[weight].of(own[weight]).float().flatten(1) for weight in guided]
+        inputs = [self._guided(weight, own[weight]).float().flatten(1) for weight in guided]
         gathered = collectives.all_gather(torch.cat(inputs, dim=1).t()).t()
         parts = torch.split(gathered, [rows.shape[1] for rows in inputs], dim=1)
         for weight, part in zip(guided, parts, strict=True):
@@ -113,11 +121,15 @@ class ActivationGuided(PooledFactors):
         self._known.clear()
 
     def _input_factors(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Tensor:
+        if weight in self._embeddings:
+            return super()._input_factors(weight, keys, cut).mul_(_EMBEDDING_SCALE)
+        return self._guided(weight, keys).flatten(0, 1)
+
+    def _guided(self, weight: Weight, keys: Sequence[int]) -> Tensor:
+        """Returns b of each example, shape (examples, r, d); zeros for examples that have not used the weight."""
         known = self._span_inputs.get(weight)
-        if known is not None:
-            return known.of(keys).flatten(0, 1)
-        inputs = super()._input_factors(weight, keys, cut)
-        return inputs.mul_(_EMBEDDING_SCALE) if weight in self._embeddings else inputs
+        theta = weight.parameter
+        return known.of(keys) if known is not None else theta.new_zeros(len(keys), self.rank, theta[0].numel())
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of pools, buffers, b and the latest span; see ``Stage.scratch_bytes``."""

@@ -71,11 +71,30 @@ class ActivationSubspace(PooledFactors):
 
         with watch_inputs(base.model, modules, on_input):
             base.loss()
-        if base.collectives.size > 1 and found:
-            packed = base.collectives.broadcast(torch.cat([basis.flatten() for basis in found.values()]))
-            parts = torch.split(packed, [basis.numel() for basis in found.values()])
-            found = {weight: part.view_as(found[weight]) for weight, part in zip(found, parts, strict=True)}
+        if base.collectives.size > 1:
+            found = self._of_first_rank([self._weights[id(module.weight)] for module in modules.values()], found, base)
         self._bases = found
+
+    def _of_first_rank(
+        self, weights: Sequence[Weight], own: dict[Weight, Tensor], base: BasePoint
+    ) -> dict[Weight, Tensor]:
+        """Returns A of the first rank. A rank may use other layers than the first, and must send as many numbers."""
+        weights = [weight for weight in dict.fromkeys(weights) if not weight.parameter.is_meta]
+        shapes = [(width, min(self.rank, width)) for width in (weight.parameter[0].numel() for weight in weights)]
+        bases = [
+            own.get(weight, torch.zeros(shape, dtype=torch.float32, device=weight.parameter.device))
+            for weight, shape in zip(weights, shapes, strict=True)
+        ]
+        if not bases:
+            return {}
+        packed = base.collectives.broadcast(torch.cat([basis.flatten() for basis in bases]))
+        parts = torch.split(packed, [basis.numel() for basis in bases])
+        used = torch.stack([part.any() for part in parts]).tolist()
+        return {
+            weight: part.view(shape)
+            for weight, part, shape, has in zip(weights, parts, shapes, used, strict=True)
+            if has
+        }
 
     def begin_step(self, step: Step) -> None:
         """Begins a step of both laws; see ``Perturbation.begin_step``."""

@@ -19,9 +19,9 @@ _SIDES = key_of("lazy sides")
 class LazyLowRank(PooledFactors):
     """Draws Δ = UVᵀ/√r, with U ~ N(0, 1) every step and V ~ N(0, 1) every few steps (LOZO, arXiv 2410.07698).
 
-    Given V, E[⟨G, Δ⟩ Δ] = G VVᵀ/r. The mean of this over V is G. Vectors get dense normal directions. V is a function
-    of (seed, step // refresh, weight) only. Probes and update therefore use the same V, also on a step on which V
-    changes. A resumed run uses the same V too.
+    Given V, E[⟨G, Δ⟩ Δ] = G VVᵀ/r. The mean of this over V is G. Vectors and single numbers get dense normal
+    directions. V is a function of (seed, step // refresh, weight) only. Probes and update therefore use the same V,
+    also on a step on which V changes. A resumed run uses the same V too.
 
     Args:
         rank: r.
@@ -49,7 +49,7 @@ class LazyLowRank(PooledFactors):
 
     def _make_factors(self, weight: Weight, keys: Sequence[int], cut: Cut) -> Factors:
         factors = super()._make_factors(weight, keys, cut)
-        if weight.parameter.ndim == 1:
+        if weight.parameter.ndim < 2:
             return factors
         side = self._sides.get(weight)
         if side is None:

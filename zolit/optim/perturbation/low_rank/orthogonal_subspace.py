@@ -19,9 +19,9 @@ _BASES = key_of("orthogonal bases")
 class OrthogonalSubspace(PooledFactors):
     """Draws Δ = U Z Vᵀ, with Z ~ N(0, 1) and orthonormal U, V that stay for some steps (SubZero, arXiv 2410.08989).
 
-    Without the scale, E[⟨G, Δ⟩ Δ] = UUᵀ G VVᵀ, which is the projection of the gradient. Vectors get dense normal
-    directions. U and V are functions of (seed, step // refresh, weight), so a resumed run draws the same U and V.
-    Between two refreshes they are kept. This takes (n + d)·rank numbers for a matrix of shape (n, d).
+    Without the scale, E[⟨G, Δ⟩ Δ] = UUᵀ G VVᵀ, which is the projection of the gradient. Vectors and single numbers get
+    dense normal directions. U and V are functions of (seed, step // refresh, weight), so a resumed run draws the same U
+    and V. Between two refreshes they are kept. This takes (n + d)·rank numbers for a matrix of shape (n, d).
 
     Args:
         rank: r. In a matrix with a smaller side, r is the length of this side.
@@ -52,7 +52,7 @@ class OrthogonalSubspace(PooledFactors):
     def _factors(self, weight: Weight, keys: Sequence[int]) -> Factors:
         """Returns UZ and V for several directions of a weight; the factors of a dense direction for a vector."""
         theta = weight.parameter
-        if theta.ndim == 1:
+        if theta.ndim < 2:
             return super()._factors(weight, keys)
         name = (weight, tuple(keys))
         factors = self._known.get(name)

@@ -88,11 +88,13 @@ class SpanInputs(NamedTuple):
         return tuple(keys) == self.keys or self._index_of_key.keys() >= set(keys)
 
     def of(self, keys: Sequence[int]) -> Tensor:
-        """Returns the rows of these keys, shape (examples, r, d). Called when factors are made."""
+        """Returns the rows of these keys, zeros for unknown keys, shape (examples, r, d). Called for factors."""
         if tuple(keys) == self.keys:
             return self.rows
-        index_of_key = self._index_of_key
-        return self.rows[[index_of_key[key] for key in keys]]
+        index_of_key, unknown = self._index_of_key, len(self.rows)
+        places = [index_of_key.get(key, unknown) for key in keys]
+        rows = functional.pad(self.rows, (0, 0, 0, 0, 0, 1)) if unknown in places else self.rows
+        return rows.index_select(0, torch.tensor(places).to(rows.device, non_blocking=True))
 
     def joined(self, others: SpanInputs) -> SpanInputs:
         """Returns these rows followed by others. Called if a layer runs once for each micro-batch."""

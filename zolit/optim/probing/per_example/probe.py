@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from zolit.errors import UserError, require
 from zolit.optim.base_point import Closure
+from zolit.optim.modules.calls import ModelCalls
 from zolit.optim.perturbation.directions import Directions
 from zolit.optim.perturbation.factored import Factors
 from zolit.optim.probing.views import WeightView
@@ -18,16 +18,25 @@ from zolit.optim.probing.views import WeightView
 class PerExampleProbe:
     """The state that all views of one step share: the examples of the current forward, and c.
 
+    A weight that the closure uses outside of a call of the model belongs to the examples of the next call. Prefix
+    tuning, for example, looks up the prefix before the call.
+
     Args:
+        model: The model of the optimizer.
         directions: One direction for each example.
+
+    Attributes:
+        calls: Follows the calls of the model.
     """
 
-    def __init__(self, directions: Directions) -> None:
+    def __init__(self, model: nn.Module, directions: Directions) -> None:
         self.directions = directions
+        self.calls = ModelCalls(model, self._begin_call)
         self._has_ids = directions.count > 0
         self._coefficient: float | Tensor = 0.0
         self._first = self._stop = 0
-        self._positions: Tensor | None = None
+        self._early: WeightView | None = None
+        self._positions: tuple[Tensor, Tensor] | None = None
 
     def forward(self, closure: Closure, coefficient: float | Tensor) -> Tensor:
         """Computes the loss of each example at θ + c·uᵢ. Called for each query.
@@ -40,9 +49,12 @@ class PerExampleProbe:
             Shape (batch,), float32 or wider.
         """
         self._first = self._stop = 0
+        self._early = None
         self._coefficient = coefficient
         torch.clear_autocast_cache()
         losses = closure()
+        if self._early is not None:
+            refuse(self._early, "is used after the last call of the model")
         require(
             losses.ndim == 1 and len(losses) == self._stop,
             f"step: the closure must return the loss of each example, shape ({self._stop},), and call the model of the "
@@ -57,24 +69,30 @@ class PerExampleProbe:
             enough, f"step: {count} examples are named (examples=...), but the batch has another number of examples"
         )
 
-    def enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Counts the examples of a forward by its first tensor argument. A hook, called before the model runs."""
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
-        require(bool(tensors), "probing: the model was called without a tensor, so examples cannot be counted")
-        self._first, self._stop = self._stop, self._stop + len(tensors[0])
-        self._tokens = tensors[0].shape[1] if tensors[0].ndim > 1 else 1
+    def _begin_call(self, examples: int) -> None:
+        """Takes the examples of a call of the model, unless a use of a weight before it has taken them."""
+        if self._early is None:
+            self._take(examples)
+        elif examples != self.examples:
+            refuse(self._early, f"is used for {self.examples} examples before a call of the model with {examples}")
+        self._early = None
+
+    def _take(self, examples: int) -> None:
+        self._first, self._stop = self._stop, self._stop + examples
         if self._stop > self.directions.count:
             self._require_ids(not self._has_ids)
             self.directions.set_examples(range(self._stop))
-        mask = kwargs.get("attention_mask")
-        self._positions = None
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            self._positions = (mask.cumsum(1) - 1).masked_fill_(mask == 0, -1)
 
     @property
     def examples(self) -> int:
         """Number of examples in the current call of the model."""
         return self._stop - self._first
+
+    def begin_use(self, view: WeightView, tensor: Tensor) -> None:
+        """Takes the examples of activations or ids that meet a weight between two calls. Called before each use."""
+        if not self.calls.running and self._early is None:
+            self._take(len(tensor))
+            self._early = view
 
     def factors(self, view: WeightView, inputs: Tensor | None = None) -> Factors:
         """Returns the factors of the directions of the current examples over a weight, with c among the scales.
@@ -83,10 +101,14 @@ class PerExampleProbe:
 
         Args:
             view: The view of the weight.
-            inputs: The activations that a matrix multiplies, shape (examples, tokens, d); None for other uses.
+            inputs: The activations that a matrix multiplies, as the model passes them, shape (examples, ..., d) or
+                (examples·tokens, d); None for other uses.
         """
-        directions, first, stop = self.directions, self._first, self._stop
-        directions.see_inputs(view.weight, first, stop, inputs, self._positions)
+        directions, first, stop, positions = self.directions, self._first, self._stop, None
+        if inputs is not None:
+            positions = self._positions_of(inputs)
+            inputs = inputs.reshape(self.examples, -1, inputs.shape[-1])
+        directions.see_inputs(view.weight, first, stop, inputs, positions)
         factors = directions.factors(view.weight, first, stop)
         assert factors is not None, "this prober needs a law of low rank"
         c = self._coefficient if isinstance(self._coefficient, float) else self._coefficient[first:stop, None]
@@ -98,6 +120,20 @@ class PerExampleProbe:
         theta = view.theta if view.theta.dtype == torch.float64 else view.theta.float()
         return theta + (factors.outputs * factors.scales.unsqueeze(2))[:, 0]
 
+    def _positions_of(self, activations: Tensor) -> Tensor | None:
+        """Returns the position of each row of activations among those of its example that are no padding.
+
+        Returns:
+            Shape (examples, rows), int64, -1 on padding; None if no row is known to be padding.
+        """
+        kept = self.calls.kept(activations) if self.calls.running else None
+        if kept is None:
+            return None
+        if self._positions is None or self._positions[0] is not kept:  # most layers have the same rows
+            rows = kept.reshape(self.examples, -1)
+            self._positions = kept, (rows.cumsum(1) - 1).masked_fill_(~rows, -1)
+        return self._positions[1]
+
     def by_example(self, tensor: Tensor, view: WeightView, what: str) -> Tensor:
         """Reshapes activations or ids so that the first dimension is that of the examples. Called by ``products``.
 
@@ -107,8 +143,9 @@ class PerExampleProbe:
         Raises:
             UserError: If the first dimension is neither that of the examples nor that of all their tokens.
         """
+        self.begin_use(view, tensor)
         # The second length applies if the tokens of all examples are flattened.
-        lengths = (self.examples, self.examples * self._tokens)
+        lengths = (self.examples, self.examples * self.calls.tokens if self.calls.running else 0)
         if tensor.ndim < 2 - (what == "embedding") or len(tensor) not in lengths:
             refuse(view, f"meets activations of shape {tuple(tensor.shape)} in {what}, not {self.examples} examples")
         return tensor.reshape(self.examples, -1, *([] if what == "embedding" else tensor.shape[-1:]))

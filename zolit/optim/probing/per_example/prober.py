@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zolit.errors import require
+from zolit.errors import UserError, require
 from zolit.optim.base_point import Closure
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.perturbation.directions import Directions
@@ -56,17 +56,29 @@ class PerExampleProber(Prober):
         Raises:
             UserError: If the model or the closure mixes examples, or if the model cannot be perturbed for each example.
         """
-        probe = PerExampleProbe(directions)
-        coefficients: list[float] = queries[:, 0].tolist()
-        handle = self._model.register_forward_pre_hook(probe.enter, with_kwargs=True)
+        new = [weight for weight in directions.weights if weight not in self._verified]
         try:
-            with installed([PerExampleWeight.of(weight, probe) for weight in directions.weights], self._sites):
-                new = [weight for weight in directions.weights if weight not in self._verified]
-                with poisoned(new):
-                    losses = torch.stack([probe.forward(closure, coefficient) for coefficient in coefficients])
-                return self._checked(closure, probe, coefficients, losses, new) if new else losses
-        finally:
-            handle.remove()
+            return self._measured(closure, directions, queries[:, 0].tolist(), new)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not new:
+                raise
+            closure()  # raises the exception again if it is the closure's own
+            reason = f"{type(error).__name__} where a weight differs from example to example"
+            msg = f"probing: the model raises {reason}; freeze the weight, or take another method"
+            raise UserError(msg) from error
+
+    def _measured(
+        self, closure: Closure, directions: Directions, queries: list[float], new: Sequence[Weight]
+    ) -> Tensor:
+        """Makes a forward for each query, and checks the weights that are perturbed for the first time."""
+        probe = PerExampleProbe(self._model, directions)
+        views = [PerExampleWeight.of(weight, probe) for weight in directions.weights]
+        with probe.calls.followed(), installed(views, self._sites):
+            with poisoned(new):
+                losses = torch.stack([probe.forward(closure, query) for query in queries])
+            return self._checked(closure, probe, queries, losses, new) if new else losses
 
     def _checked(
         self, closure: Closure, probe: PerExampleProbe, queries: list[float], losses: Tensor, weights: Sequence[Weight]

@@ -36,7 +36,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = functional.linear(flat.flatten(0, 1), _theta(weight), None if isinstance(bias, WeightView) else bias)
     out = rows.view(probe.examples, -1, rows.shape[-1])
     if isinstance(weight, WeightView):
-        factors = probe.factors(weight, flat)
+        factors = probe.factors(weight, input)
         projected = flat.to(out.dtype) @ factors.inputs.mT.to(out.dtype)
         out.baddbmm_(projected.mul_(factors.scales.unsqueeze(1)), factors.outputs.to(out.dtype))
     if isinstance(bias, WeightView):
@@ -66,6 +66,7 @@ def embedding(
     if max_norm is not None:
         refuse(weight, "is looked up with max_norm")
     probe, ids = weight.probe, input
+    probe.begin_use(weight, ids)
     if len(ids) == 1:
         ids = ids.expand(probe.examples, *ids.shape[1:])
     indices = probe.by_example(ids, weight, "embedding")
