@@ -42,7 +42,7 @@ class FixedMask(Selection):
         return BlockSample(
             self.blocks,
             chosen=shares > 0,
-            probabilities=shares.clamp(min=1e-12),
+            probabilities=shares,
             corrections=torch.ones(count, dtype=torch.float64),
             mask=self._mask,
         )

@@ -126,11 +126,11 @@ class Knapsack(Selection):
         return BlockSample(self.blocks, torch.tensor([block.name not in names for block in self.blocks]), ones, ones)
 
     def report(self, sample: BlockSample) -> SelectionReport:
-        """Describes the perturbed blocks, with π of 1 or 1e-12; see ``Selection.report``."""
+        """Describes the perturbed blocks, with π of 1 or 0; see ``Selection.report``."""
         perturbed = sample.chosen.double()
         return self._report(
             sample,
-            probabilities=perturbed.clamp(min=1e-12),
+            probabilities=perturbed,
             budget=float(perturbed.sum()),
             clipped=float(perturbed.mean()),
         )

@@ -105,15 +105,17 @@ class OneLayer(Selection):
     def select(self, step: Step) -> BlockSample:
         """Samples blocks of the layer; see ``Selection.select``."""
         count = len(self.blocks)
-        chosen, rest = torch.zeros(count, dtype=torch.bool), torch.full((count,), 1e-12, dtype=torch.float64)
+        chosen, probabilities = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64)
         if not self._inside:  # the loss in prepare was not finite, and the step will be skipped
-            return BlockSample(self.blocks, chosen, rest, torch.ones(count, dtype=torch.float64))
+            return BlockSample(self.blocks, chosen, probabilities, torch.ones(count, dtype=torch.float64))
         self._inner = self._within.select(step)
         corrections = torch.ones(count, dtype=torch.float64)
         chosen[self._inside] = self._inner.chosen
-        rest[self._inside] = self._inner.probabilities
+        probabilities[self._inside] = self._inner.probabilities
         corrections[self._inside] = self._inner.corrections
-        return BlockSample(self.blocks, chosen, rest, corrections, self._inner.needs_squared_norms, self._inner.mask)
+        return BlockSample(
+            self.blocks, chosen, probabilities, corrections, self._inner.needs_squared_norms, self._inner.mask
+        )
 
     def observe(
         self, sample: BlockSample, directions: Directions, derivatives: Sequence[float], squared_norms: Tensor
@@ -123,7 +125,7 @@ class OneLayer(Selection):
         self._within.observe(self._inner, directions, derivatives, inner)
 
     def report(self, sample: BlockSample) -> SelectionReport:
-        """Describes the sample, with the scores of the inner selection; see ``Selection.report``."""
+        """Describes the sample. Units, budget and scores are those of the inner selection; see ``Selection.report``."""
         if not self._inside:
             return self._report(sample, budget=0.0, perturbed_parameters=0)
         inner = self._within.report(self._inner)
@@ -134,8 +136,9 @@ class OneLayer(Selection):
         return self._report(
             sample,
             scores=scores,
-            units=inner.units if inner.units != len(self._inside) else len(self.blocks),
+            units=inner.units,
             budget=inner.budget,
+            clipped=inner.clipped,
             perturbed_parameters=inner.perturbed_parameters,
             effective_support=inner.effective_support,
             normalized_entropy=inner.normalized_entropy,
