@@ -98,11 +98,7 @@ INNER: dict[str, tuple[Callable[[], Selection], bool]] = {
     "uniform": (lambda: UniformSampling(FixedBudget(0.5), None), False),
     "curvature": (lambda: CurvatureSampling(FixedBudget(0.5), BlockScores(), exploration=0.1), False),
     "published": (PublishedSampling, False),
-    "knapsack": (Knapsack, False),
-    "the same layer": (lambda: OneLayer(1), False),
-    "the same layer, by curvature": (lambda: OneLayer(1, within=INNER["curvature"][0]()), False),
     "parameters": (lambda: ParameterSampling(FixedBudget(0.5)), True),
-    "the same layer, parameters": (lambda: OneLayer(1, within=INNER["parameters"][0]()), True),
     "small weights": (lambda: SmallWeights(0.5), True),
     "sensitive weights": (lambda: SensitiveWeights(0.5), True),
 }
@@ -126,16 +122,25 @@ def test_units_are_those_of_the_layer(name: str) -> None:
     assert report.budget <= report.units
     if report.effective_support is not None:
         assert report.effective_support / report.units > 0.1
-    if name in ("all blocks", "the same layer", "knapsack"):
+    if name == "all blocks":
         assert report.clipped == 1.0
+
+
+@pytest.mark.parametrize("within", [Knapsack, OneLayer])
+def test_selections_of_the_whole_model_do_not_nest(within: type[Selection]) -> None:
+    with pytest.raises(UserError, match=f"within: {within.__name__} chooses among the blocks of the whole model"):
+        OneLayer(1, within=within())
 
 
 def test_out_of_range() -> None:
     model = layered()
     with pytest.raises(UserError, match="layer: no block lies within layer 7"):
-        DominantLayer(model, layer=7).step(regression(model))
+        DominantLayer(model, layer=7)
     with pytest.raises(UserError, match="layer"):
         DominantLayer(model, layer=-1)
     flat = nn.Linear(4, 1)
     with pytest.raises(UserError, match="selection: the model has no"):
-        DominantLayer(flat).step(lambda: flat(torch.ones(2, 4))[:, 0])
+        DominantLayer(flat)
+    model.layers.requires_grad_(False)
+    with pytest.raises(UserError, match="selection: no layer has a block of trainable weights"):
+        DominantLayer(model)

@@ -91,6 +91,11 @@ class Directions:
         return self._keys[weight]
 
     @property
+    def masked(self) -> bool:
+        """Whether single parameters of sampled weights are left out. Their entries are 0."""
+        return self.sample.mask is not None
+
+    @property
     def draws_persist(self) -> bool:
         """Whether a drawn tensor keeps its values until the next step begins."""
         return self._law.draws_persist and self.sample.mask is None

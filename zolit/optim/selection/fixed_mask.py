@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 
 from zolit.errors import require
+from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import BlockSample
 from zolit.optim.randomness import Step
 from zolit.optim.report import SelectionReport
@@ -30,6 +32,10 @@ class FixedMask(Selection):
         require(0.0 < density <= 1.0, f"density: the share of parameters must lie in (0, 1], not {density}")
         self._density = density
         self._mask: BitMask | None = None
+
+    @abstractmethod
+    def prepare(self, base: BasePoint) -> None:
+        """Makes the mask if it is due; see ``Stage.prepare``."""
 
     def select(self, step: Step) -> BlockSample:
         """Returns the mask, and the blocks that contain a parameter with m = 1; see ``Selection.select``."""

@@ -78,6 +78,9 @@ class Knapsack(Selection):
         UserError: If a number is out of its range.
     """
 
+    leaves_to_backprop = True
+    nests = False
+
     def __init__(self, budget: float = 0.3, interval: int = 0, trial: float = 1e-4) -> None:
         require(0.0 <= budget <= 1.0, f"budget: the share of a backward pass must lie in [0, 1], not {budget}")
         require(interval >= 0, f"interval: must be at least 0, not {interval}")
