@@ -65,13 +65,15 @@ def test_same_seed_same_run(name: str, make: Callable[..., ZerothOrder], dtype: 
 
 def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
     """Under bf16-true, Lightning makes bfloat16 torch's default type."""
-    model, _ = trained(make, 5, torch.bfloat16)
+    model, first = trained(make, 5, torch.bfloat16)
     other = layered(torch.bfloat16)
     optimizer, closure = make(other), regression(other)
     torch.set_default_dtype(torch.bfloat16)
     for _ in range(5):
         optimizer.step(closure)
     assert same(weights_of(model), weights_of(other))
+    assert optimizer.last_step.selection.normalized_entropy == first.last_step.selection.normalized_entropy
+    assert optimizer.last_step.selection.effective_support == first.last_step.selection.effective_support
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ORDERED])

@@ -41,16 +41,22 @@ class Bowl(nn.Module):
 
 
 def test_the_diagonal_finds_the_ratios_of_the_hessian() -> None:
-    """h stays constant if h ∝ H. It therefore finds the ratios of the Hessian, but not its scale."""
-    model = Bowl()
-    optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian())
-    for _ in range(1200):
-        optimizer.step(model)
-    law = optimizer.perturbation
-    assert isinstance(law, DiagonalCurvature)
-    ratios = law._diagonals["theta"] / model.curvature
+    """h stays constant if h ∝ H. It therefore finds the ratios of the Hessian, but not its scale.
+
+    The ratios are averaged over four runs: those of one run fluctuate by a quarter.
+    """
+    ratios = torch.zeros(4)
+    for seed in range(4):
+        model = Bowl()
+        optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian(), seed=seed)
+        for _ in range(700):
+            optimizer.step(model)
+        law = optimizer.perturbation
+        assert isinstance(law, DiagonalCurvature)
+        own = law._diagonals["theta"] / model.curvature
+        ratios += own / own.mean()
+        assert law.scratch_bytes() > 4 * 4
     assert float(ratios.std() / ratios.mean()) < 0.3
-    assert law.scratch_bytes() > 4 * 4
     before = Bowl().curvature.reciprocal()
     assert float(before.std() / before.mean()) > 1.0
 

@@ -70,7 +70,7 @@ class Directions:
             return
         own = {weight: self.keys(weight) for weight in self.weights}
         device = next(weight.parameter.device for weight in self.weights if not weight.parameter.is_meta)
-        self.set_examples(collectives.all_gather(torch.tensor(self.ids, device=device)).tolist())
+        self.set_examples(collectives.all_gather(torch.tensor(self.ids, dtype=torch.int64, device=device)).tolist())
         if isinstance(self._law, FactoredPerturbation):
             self._law.gather_examples(own, {weight: self.keys(weight) for weight in self.weights}, collectives)
 

@@ -105,7 +105,7 @@ class OneLayer(Selection):
 
     def _dominant(self, base: BasePoint) -> int:
         """Makes a forward pass and returns the index of the dominant layer."""
-        sizes = [torch.zeros(2)] * len(self._layers)
+        sizes = [torch.zeros(2, dtype=torch.float32)] * len(self._layers)
 
         def watch(index: int) -> Any:
             def on_output(_: nn.Module, __: Any, output: Any) -> None:
