@@ -3,7 +3,8 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/helpers/ranks_battery.py
 
 The first rank prints the name of every method whose weights are equal to the bit on both ranks after the steps. In
-float32 the second rank has fewer examples. Per-example methods must then end as one process with all examples.
+float32 the second rank has fewer examples. Per-example methods must then end as one process with all examples. If the
+second rank has no example, steps are skipped or refused on both.
 
 The default group has a backend for CUDA tensors alone, as with NCCL: it refuses every tensor of this CPU. Only what
 ``Exchange`` moved to the device of the weights goes to a group that takes it.
@@ -23,11 +24,12 @@ from torch import Tensor
 
 from tests.helpers.battery import METHODS, made
 from tests.helpers.tiny import layered, regression
+from zolit import UserError
 from zolit.training.exchange import Exchange
 from zolit.training.replicated import ProcessCollectives
 
 STEPS = 5
-EQUAL, UNEQUAL = (8, 8), (8, 5)
+EQUAL, UNEQUAL, EMPTY = (8, 8), (8, 5), (8, 0)
 
 
 def act_as_on_a_gpu() -> None:
@@ -85,6 +87,11 @@ def main() -> None:
             if method == "PerExample" and dtype == torch.float32:
                 whole = run(name, dtype, sizes, [0, 1], alone=True)
                 good &= torch.allclose(moved, whole, rtol=1e-3, atol=1e-5)
+        if method == "PerExample":  # a rank without examples: all ranks say so, and none waits
+            with pytest.raises(UserError, match="step: process 1 of 2 has no examples"):
+                run(name, dtype, EMPTY, [rank], alone=False)
+        else:
+            good &= not run(name, torch.float32, EMPTY, [rank], alone=False).any()
         if rank == 0 and good:
             sys.stdout.write(f"{name}\n")
     dist.destroy_process_group()

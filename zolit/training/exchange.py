@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from zolit.errors import UserError
+
 
 class Exchange:
     """Sends tensors between all processes of torch.distributed's default group.
@@ -47,9 +49,16 @@ class Exchange:
 
         The last dimension may differ between processes; all others are the same. The host waits for the device, because
         the lengths are sent first.
+
+        Raises:
+            UserError: If the last dimension of a process is empty. It is raised on all processes, so that none waits.
         """
         lengths = self._gathered(self._on_device(torch.tensor([own.shape[-1]])))
         counts = torch.cat(lengths).tolist()
+        if 0 in counts:
+            raise UserError(
+                f"step: process {counts.index(0)} of {len(counts)} has no examples; give each process at least one"
+            )
         parts = self._gathered(self._on_device(pad(own, (0, max(counts) - own.shape[-1]))))
         whole = torch.cat([part[..., :count] for part, count in zip(parts, counts, strict=True)], dim=-1)
         return whole.to(own.device)

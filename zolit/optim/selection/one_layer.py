@@ -110,8 +110,9 @@ class OneLayer(Selection):
         def watch(index: int) -> Any:
             def on_output(_: nn.Module, __: Any, output: Any) -> None:
                 hidden = (output[0] if isinstance(output, tuple) else output).detach().float().abs().flatten()
-                both = torch.stack([hidden.max(), hidden.median()])
-                sizes[index] = torch.maximum(sizes[index].to(both), both)
+                if len(hidden):  # the batch of a rank may be empty
+                    both = torch.stack([hidden.max(), hidden.median()])
+                    sizes[index] = torch.maximum(sizes[index].to(both), both)
 
             return on_output
 
