@@ -20,14 +20,15 @@ class BudgetLogger(pl.Callback):
     Every ``every_n_steps`` steps it writes these scalars of that step:
 
     - ``budget/units`` and ``budget/unit_share``: the budget B, which is the expected number of perturbed blocks (or of
-      parameters, if selection is per parameter), and its share of all. They show whether an adaptive budget still
-      explores or has narrowed down.
+      parameters, if selection is per parameter), and its share of those among which the step chooses: for one layer,
+      those of this layer. They show whether an adaptive budget still explores or has narrowed down.
     - ``budget/blocks``, ``budget/block_share``, ``budget/parameters``, ``budget/parameter_share``: the blocks and
       parameters that the step perturbed. Block sizes differ by a factor of a thousand, so the two shares can differ
       much.
-    - ``budget/probability_min``, ``_median``, ``_max``: the range of the blocks' inclusion probabilities π. The
-      smallest π bounds the correction 1/π, and so how far one step can move a rarely sampled block.
-    - ``budget/clipped_share``: share of units with π = 1, which each step perturbs.
+    - ``budget/probability_min``, ``_median``, ``_max``: the range of the inclusion probabilities π of the blocks that
+      the step can perturb. The smallest π bounds the correction 1/π, and so how far one step can move a rarely sampled
+      block.
+    - ``budget/clipped_share``: share of these units with π = 1, which each step perturbs.
 
     The callback has no state, so a resumed run continues the series.
 
@@ -56,9 +57,10 @@ class BudgetLogger(pl.Callback):
         assert isinstance(outputs, Mapping)
         report: StepReport = outputs["zo"]
         selection = report.selection
-        least, median, most = selection.probabilities.quantile(
-            selection.probabilities.new_tensor([0.0, 0.5, 1.0])
-        ).tolist()
+        possible = selection.probabilities[selection.probabilities > 0.0]
+        if not len(possible):  # a skipped step that did not select
+            possible = selection.probabilities
+        least, median, most = possible.quantile(possible.new_tensor([0.0, 0.5, 1.0])).tolist()
         blocks = int(selection.chosen.sum())
         log_scalars(
             trainer,

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from zolit_callbacks import BudgetLogger
 
@@ -44,6 +47,27 @@ def test_csv_logger(runs: Runs, tmp_path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["budget/units"]]
     assert [int(row["step"]) for row in rows] == [4, 9]
     assert {tag: float(rows[0][tag]) for tag in EXPECTED} == pytest.approx(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "least", "median"), [((0.0, 0.5, 0.25, 0.0), 0.25, 0.375), ((0.0,) * 4, 0.0, 0.0)]
+)
+def test_blocks_that_cannot_be_perturbed_do_not_count(
+    runs: Runs, probabilities: tuple[float, ...], least: float, median: float
+) -> None:
+    module = runs.module(lambda step: None)
+    made = module.training_step
+
+    def training_step(batch: int, batch_idx: int) -> dict[str, Any]:
+        outputs = made(batch, batch_idx)
+        pi = torch.tensor(probabilities, dtype=torch.float64)
+        outputs["zo"] = replace(outputs["zo"], selection=replace(outputs["zo"].selection, probabilities=pi))
+        return outputs
+
+    module.training_step = training_step
+    runs.fit(BudgetLogger(every_n_steps=1), module, steps=1)
+    assert runs.scalars("budget/probability_min") == {0: least}
+    assert runs.scalars("budget/probability_median") == {0: median}
 
 
 def test_without_logger(runs: Runs) -> None:

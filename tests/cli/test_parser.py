@@ -10,7 +10,7 @@ import yaml
 from tests.conftest import Fit
 
 STAGES = {
-    "selection": "Knapsack",
+    "selection": "OneLayer",
     "perturbation": "Rademacher",
     "prober": "InPlace",
     "estimator": "OneSided",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,17 @@ def test_evaluation_has_each_example_once(world: int, examples: int, by_length: 
     assert max(len(batch) for batches in ranks for batch in batches) <= 4
     assert len({len(batches) for batches in ranks}) == 1  # a rank with fewer batches would not join a collective
     assert ranks == [list(OrderedBatchSampler(LENGTHS[:examples], 4, rank=r, **options)) for r in range(world)]
+
+
+@pytest.mark.parametrize(("examples", "world"), [(4, 3), (5, 4), (7, 4), (3, 2), (2, 2), (9, 3)])
+@pytest.mark.parametrize("by_length", [True, False])
+def test_no_rank_is_left_out_of_an_evaluation_in_batches_of_one(examples: int, world: int, by_length: bool) -> None:
+    """A rank without a batch would log nothing, and the others would wait for its numbers."""
+    options: dict[str, Any] = {"by_length": by_length, "world_size": world}
+    ranks = [list(OrderedBatchSampler(LENGTHS[:examples], 1, rank=r, **options)) for r in range(world)]
+    assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(examples))
+    assert all(len(batch) == 1 for batches in ranks for batch in batches)
+    assert all(batches and len(batches) <= -(-examples // world) for batches in ranks)
 
 
 def test_evaluation_batches_are_of_similar_length_but_not_in_its_order() -> None:

@@ -13,7 +13,7 @@ from zolit.optim.base_point import mean_losses
 from zolit.optim.blocks import partition, trainable_weights
 from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
-from zolit.optim.randomness import Step, fold_in, key_of, uniform
+from zolit.optim.randomness import Generators, Step, fold_in, key_of, uniform
 
 
 def water_fill_by_bisection(weights: Tensor, budget: float) -> Tensor:
@@ -110,7 +110,7 @@ class Naive:
         key = fold_in(self.seed, key_of("selection of parameters"), self.t)
         masks, chances = {}, {}
         for weight, part in zip(self._weights, pi.split(sizes), strict=True):
-            generator = torch.Generator().manual_seed(fold_in(key, weight.key, 0) & ((1 << 63) - 1))
+            generator = Generators().seeded(fold_in(key, weight.key, 0), torch.device("cpu"))
             draws = torch.rand(part.shape, generator=generator)
             masks[weight.name] = (draws < part).view_as(weight.parameter)
             chances[weight.name] = part.view_as(weight.parameter)

@@ -17,6 +17,9 @@ from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
 from zolit.optim.perturbation.rademacher import Rademacher
 
+SEED = 6
+"""With some seeds a uniform number is so close to a π that rounding decides whether a parameter is sampled."""
+
 TENSORS = {name: [name] for name, _ in layered().named_parameters()}
 LAYERS: dict[str, list[str]] = {}
 KINDS: dict[str, list[str]] = {}
@@ -65,8 +68,8 @@ def gap(
 ) -> float:
     """Returns the largest difference of weights relative to the largest weight, over all steps."""
     model, other = layered(dtype), layered(dtype)
-    optimizer = method(model, lr=2e-3, eps=1e-2, seed=5, **options)
-    naive = Naive(other, lr=2e-3, eps=1e-2, seed=5, **reference)
+    optimizer = method(model, lr=2e-3, eps=1e-2, seed=SEED, **options)
+    naive = Naive(other, lr=2e-3, eps=1e-2, seed=SEED, **reference)
     closure, closure_of_other = regression(model), regression(other)
     start, worst = weights_of(model), 0.0
     for _ in range(steps):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zolit.optim.randomness import fold_in, fold_in_each, key_of, uniform
+from zolit.optim.randomness import Generators, fold_in, fold_in_each, key_of, uniform
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,33 @@ def test_uniform_ends() -> None:
 
 def test_folding_continues_from_a_key() -> None:
     assert fold_in(3, 4, onto=fold_in(1, 2)) == fold_in(1, 2, 3, 4)
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_generator_takes_all_bits_of_a_key() -> None:
+    """The seed of a Mersenne twister has 32 bits: keys that differ in other bits gave equal draws."""
+    generators, key = Generators(), fold_in(1)
+    draws = [torch.randn(8, generator=generators.seeded(key ^ (1 << bit), CPU)) for bit in range(64)]
+    draws.append(torch.randn(8, generator=generators.seeded(key, CPU)))
+    assert len({tuple(draw.tolist()) for draw in draws}) == 65
+    assert torch.equal(draws[-1], torch.randn(8, generator=Generators().seeded(key, CPU)))
+    assert torch.equal(draws[-1], torch.randn(8, generator=generators.seeded(key - (1 << 64), CPU)))
+
+
+def test_a_generator_is_a_twister_whose_state_is_hashed() -> None:
+    """numpy's twister with the same words gives the same numbers: the words are where torch expects them."""
+    words = fold_in_each(np.arange(624), np.array(fold_in(key_of("state of a generator"), onto=7), dtype=np.uint64))
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": (words >> 32).astype(np.uint32), "pos": 624}}
+    drawn = torch.empty(2000, dtype=torch.int32).random_(generator=Generators().seeded(7, CPU))
+    assert drawn.tolist() == (twister.random_raw(2000) % (1 << 31)).tolist()
+
+
+def test_a_generator_forgets_the_draw_before() -> None:
+    """A normal number that is left over from an odd number of draws is not used after the next key."""
+    generators = Generators()
+    whole = torch.randn(3, generator=generators.seeded(5, CPU))
+    torch.randn(1, generator=generators.seeded(4, CPU))
+    assert torch.equal(torch.randn(3, generator=generators.seeded(5, CPU)), whole)

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import QUIET, ROOT
+from tests.helpers.examples import records
+from tests.helpers.words import write
 
 STEPS = 20
 
@@ -83,10 +85,10 @@ def test_two_ranks_draw_each_others_directions(tmp_path: Path, precision: str, g
     sent = first["in_steps"]
     assert sent == second["in_steps"]
     if guided == "false":
-        assert sent == [16, 8] * STEPS  # two losses of each example, and its id
+        assert sent == [1, 16, 1, 8] * STEPS  # two losses of each example, and its id, both after their number
     else:  # and the inputs that its directions are made of
-        assert sent[0::3] + sent[1::3] == [16] * STEPS + [8] * STEPS
-        assert len(set(sent[2::3])) == 1
+        assert sent[0::6] + sent[1::6] + sent[3::6] == [1] * STEPS + [16] * STEPS + [8] * STEPS
+        assert len(set(sent[5::6])) == 1
     if precision == "32-true":
         (one,) = fit(tmp_path / "one", 1, 16, *options)
         assert one["losses"] == pytest.approx(first["losses"], abs=1e-4)
@@ -112,6 +114,18 @@ def test_a_checkpoint_resumes_on_another_number_of_ranks(
     assert done.returncode != 0
     assert "UserError: data.batch_size: a step of the checkpoint's run had 16 examples" in done.stderr
     assert f"set data.batch_size to {after[1]}" in done.stderr
+
+
+def test_different_numbers_of_answers_are_refused_on_all_ranks(tmp_path: Path) -> None:
+    """Two answers on one rank and three on the other: neither may wait for the losses of the other."""
+    file = write(tmp_path / "data.jsonl", records("record", 24))
+    options = ["--config=configs/task/record.yaml", "--config=configs/method/per-example.yaml"]
+    options += [f"--data.{split}_file={file}" for split in ("train", "validation")]
+    options += [f"--data.{split}_examples=24" for split in ("train", "validation")]
+    done = start(tmp_path / "two", 2, 1, *options, "--model.objective=metric", "--data.batch_size=1")
+    assert done.returncode != 0
+    assert "UserError: model.optimizer: per-example directions need one forward with equally many rows" in done.stderr
+    assert "RuntimeError" not in done.stderr
 
 
 def test_ddp_by_name_becomes_replicated(tmp_path: Path) -> None:

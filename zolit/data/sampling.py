@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -159,7 +160,8 @@ class OrderedBatchSampler(DistributedSampler[list[int]]):
     """Yields one rank's share of an evaluation. Over all ranks each example occurs once, always in the same batches.
 
     Batches are of nearly equal size. All ranks get the same number of batches, unless ``batch_size`` is 1 and the
-    number of examples is not a multiple of the number of ranks.
+    number of examples is not a multiple of the number of ranks. Each rank gets at least one, if there are as many
+    examples as ranks.
 
     Args:
         lengths: Tokens of each example.
@@ -177,7 +179,10 @@ class OrderedBatchSampler(DistributedSampler[list[int]]):
         examples = len(lengths)
         order = sorted(range(examples), key=lengths.__getitem__) if by_length else list(range(examples))
         count = -(-examples // (batch_size * world_size))
-        batches = [order[i * examples // count : (i + 1) * examples // count] for i in range(count)]
+        cuts = [i * examples // count for i in range(count + 1)]
+        if examples < count * world_size:  # some rank would be left out of every batch
+            cuts = [min(i * world_size, examples) for i in range(count + 1)]
+        batches = [order[start:stop] for start, stop in pairwise(cuts)]
         if by_length:
             # Trainer(limit_val_batches=...) uses the first batches, which should not be those of the shortest prompts.
             random.Random("evaluation").shuffle(batches)

@@ -25,7 +25,7 @@ class FZOO(Method):
     about: ClassVar = About(
         paper="FZOO, arXiv 2506.09034",
         stages="N directions of signs, one-sided differences, divided by the spread of the losses",
-        forwards="N + 1",
+        forwards="N + 1; published code N/2 + 1",
         forwards_by_default=9,
         memory="none",
         when="the learning rate must not depend on the scale of the loss",

@@ -133,7 +133,8 @@ class BlockSample:
     Attributes:
         blocks: All n blocks of the model.
         chosen: Whether each block is perturbed, shape (n,), bool, on the CPU.
-        probabilities: π, the inclusion probability of each block, shape (n,), float64.
+        probabilities: π, the inclusion probability of each block, shape (n,), float64; 0 for a block that this step
+            cannot perturb.
         corrections: The factor of each block in the update, 1/π or 1, shape (n,), float64.
         needs_squared_norms: Whether the selection learns from ‖u_b‖². The update then measures these norms.
         mask: The perturbed parameters within the sampled blocks; None if whole blocks are perturbed.

@@ -10,6 +10,8 @@ from zolit.optim.blocks import Weight
 class Collectives:
     """The collectives of a run with a single process. Strategies for several processes subclass it.
 
+    A tensor may be on any device. The result is on the same device.
+
     Attributes:
         size: Number of processes that have different examples.
         weights_are_split: Whether each process holds only a part of the weights.
@@ -21,8 +23,10 @@ class Collectives:
     def all_mean(self, own: Tensor) -> Tensor:
         """Returns the mean of a tensor over all ranks. Called for every shared loss, and for every gradient.
 
+        Each rank counts equally, also if the batch of one rank has fewer examples.
+
         Args:
-            own: The tensor of this rank, of any shape. With several ranks it is overwritten.
+            own: The tensor of this rank, of the same shape on all ranks. With several ranks it may be overwritten.
         """
         return own
 
@@ -30,15 +34,19 @@ class Collectives:
         """Concatenates the examples of all ranks. Called by per-example methods, for losses, ids and directions.
 
         Args:
-            own: The examples of this rank, shape (..., batch).
+            own: The examples of this rank, shape (..., batch). The batch may differ between ranks.
 
         Returns:
-            Shape (..., ranks·batch).
+            Shape (..., examples), rank after rank.
         """
         return own
 
     def broadcast(self, own: Tensor) -> Tensor:
-        """Returns the tensor of the first rank, of any shape. Called by stages in ``Stage.prepare``."""
+        """Returns the tensor of the first rank. Called by stages in ``Stage.prepare``.
+
+        Args:
+            own: The tensor of this rank, of the same shape on all ranks. With several ranks it may be overwritten.
+        """
         return own
 
     def owns(self, weight: Weight) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from zolit.errors import require
 from zolit.optim.estimators.base import Estimator
 from zolit.optim.perturbation.base import Perturbation
-from zolit.optim.perturbation.diagonal_curvature import DiagonalCurvature
-from zolit.optim.perturbation.factored import FactoredPerturbation
 from zolit.optim.perturbation.gaussian import Gaussian
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
 from zolit.optim.perturbation.low_rank.activation_guided import ActivationGuided
@@ -24,43 +22,66 @@ from zolit.optim.updates.sgd import SGD
 _DRAWN_FROM_KEYS = (Gaussian, GaussianPool, Rademacher, LowRank, ActivationGuided)
 
 
-def check_compatible(selection: Selection, perturbation: Perturbation, prober: Prober, estimator: Estimator) -> None:
-    """Checks that four stages work together. Called once, by the optimizer's constructor.
+def check_compatible(
+    selection: Selection, perturbation: Perturbation, prober: Prober, estimator: Estimator, update: Update
+) -> None:
+    """Checks that five stages work together. Called once, by the optimizer's constructor.
+
+    It compares attributes only, so that stages of the user are checked too.
 
     Raises:
         UserError: If two of the stages do not work together.
     """
-    per_example = isinstance(prober, PerExampleProber)
-    law = type(perturbation).__name__
+    law, chosen, moves = type(perturbation).__name__, type(selection).__name__, type(update).__name__
+    per_example, measures = prober.per_example, type(estimator).__name__
     require(
         per_example or not estimator.per_example,
-        f"estimator: {type(estimator).__name__} needs the loss of each example along a separate direction, which "
+        f"estimator: {measures} needs the loss of each example along a separate direction, which "
         f"{type(prober).__name__} does not compute; use the prober zolit.optim.PerExampleProber",
     )
     require(
         not per_example or estimator.per_example,
-        f"prober: PerExampleProber gives each example a separate direction, but {type(estimator).__name__} needs "
-        "shared directions; use the prober zolit.optim.Streamed, or the estimator zolit.optim.PerExampleSPSA",
+        f"prober: {type(prober).__name__} gives each example a separate direction, but {measures} needs shared "
+        "directions; use the prober zolit.optim.Streamed, or the estimator zolit.optim.PerExampleSPSA",
     )
     require(
-        not per_example or (isinstance(perturbation, FactoredPerturbation) and perturbation.factors_all_weights),
-        f"perturbation: {law} has no factors for all weights, but PerExampleProber applies directions as products of "
-        "thin matrices; use zolit.optim.LowRank or zolit.optim.ActivationGuided",
+        not per_example or perturbation.factors_all_weights,
+        f"perturbation: {law} has no factors for all weights, but {type(prober).__name__} applies directions as "
+        "products of thin matrices; use zolit.optim.LowRank or zolit.optim.ActivationGuided",
     )
     require(
         not per_example or not selection.masks,
-        f"selection: {type(selection).__name__} leaves out single parameters, but PerExampleProber applies directions "
-        "as products of thin matrices, which cannot be masked; use a selection of whole blocks",
+        f"selection: {chosen} leaves out single parameters, but {type(prober).__name__} applies directions as "
+        "products of thin matrices, which cannot be masked; use a selection of whole blocks",
     )
     require(
-        per_example or not isinstance(perturbation, ActivationGuided),
-        "perturbation: ActivationGuided draws from each example's activations, which only the prober "
+        per_example or not perturbation.needs_examples,
+        f"perturbation: {law} draws from each example's activations, which only the prober "
         "zolit.optim.PerExampleProber provides; use this prober, or AGZO for the activations of a batch",
     )
     require(
-        estimator.measures_curvatures or not isinstance(perturbation, DiagonalCurvature),
-        f"estimator: DiagonalCurvature learns from curvatures, which {type(estimator).__name__} does not measure; use "
-        "zolit.optim.Central",
+        estimator.measures_curvatures or not perturbation.needs_curvatures,
+        f"estimator: {law} learns from curvatures, which {measures} does not measure; use zolit.optim.Central",
+    )
+    require(
+        estimator.probes or not update.uses_estimate,
+        f"estimator: {measures} measures no loss along a direction, but {moves} moves weights by such losses; use "
+        "another estimator, or the update zolit.optim.Backprop without `rest`",
+    )
+    require(
+        update.uses_estimate or not estimator.probes,
+        f"estimator: {moves} moves all weights by backpropagation, and would not use the losses that {measures} "
+        "measures; use zolit.optim.NoProbes, or another update",
+    )
+    require(
+        update.backprop_is_chosen or not selection.leaves_to_backprop,
+        f"selection: {chosen} leaves blocks to backpropagation, but {moves} does not train them; use the method "
+        "zolit.HiZFO, or another selection",
+    )
+    require(
+        update.uses_estimate or update.backprop_is_chosen or selection.selects_all,
+        f"selection: {moves} trains all weights by backpropagation, whatever {chosen} selects; use "
+        "zolit.optim.AllBlocks, and choose the weights by model.tuning",
     )
 
 

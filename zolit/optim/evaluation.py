@@ -47,7 +47,10 @@ class Evaluation:
             NotFinite: If a loss is NaN or infinite.
         """
         if self._per_example:
-            losses = self._base.collectives.all_gather(self._measured(queries)).cpu().double()
+            # A rank without examples cannot run the model, but the others wait for it: the gathering says so to all.
+            alone = self._base.collectives.size == 1
+            own = self._measured(queries) if alone or self._directions.count else queries.new_zeros(len(queries), 0)
+            losses = self._base.collectives.all_gather(own).cpu().double()
             self._record(losses, losses.mean(1))
             return losses
         at_base = ~queries.any(1)

@@ -112,7 +112,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.prober = prober or Streamed()
         self.estimator = estimator or SPSA()
         self.update = update or SGD()
-        check_compatible(self.selection, self.perturbation, self.prober, self.estimator)
+        check_compatible(self.selection, self.perturbation, self.prober, self.estimator, self.update)
         for stage in self._stages.values():
             stage.bind(model, weights, self.blocks)
         self.collectives = Collectives()

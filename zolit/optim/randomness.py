@@ -7,6 +7,7 @@ a resume, and in any order of the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 
 import numpy as np
@@ -79,7 +80,11 @@ class Step:
 
 
 class Generators:
-    """Keeps one generator for each device, and seeds it again for each draw."""
+    """Keeps one generator for each device, and seeds it again for each draw.
+
+    The generator of a CPU is a Mersenne twister. It would take 32 bits of a seed, and spread them over its state of 624
+    words by a weak recurrence. Its state is therefore filled by a hash of all 64 bits of the key.
+    """
 
     def __init__(self) -> None:
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -88,4 +93,23 @@ class Generators:
         """Returns the generator of a device, seeded by a key. Called before each draw; valid until the next call."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
-        return self._generators[device].manual_seed(key & (1 << 63) - 1)
+        generator = self._generators[device]
+        if device.type != "cpu":
+            return generator.manual_seed(key & (1 << 63) - 1)
+        state = _fresh_state().clone()
+        words = fold_in_each(_WORDS, np.array(fold_in(_STATE, onto=key), dtype=np.uint64)) >> np.uint64(32)
+        state[_OFFSET : _OFFSET + words.nbytes] = torch.from_numpy(words.view(np.uint8))
+        generator.set_state(state)
+        return generator
+
+
+_STATE = key_of("state of a generator")
+_WORDS = np.arange(624, dtype=np.uint64)
+_OFFSET = 24
+"""Bytes before the words in the state of torch's generator of a CPU: a seed, two flags and a position."""
+
+
+@cache
+def _fresh_state() -> torch.Tensor:
+    """Returns the state of a generator that was just seeded. It makes its first block of numbers at the next draw."""
+    return torch.Generator().manual_seed(0).get_state()

@@ -18,11 +18,12 @@ class SelectionReport:
         names: Names of the n blocks, in the order of the optimizer.
         sizes: Number of parameters of each block, shape (n,), int64.
         probabilities: Inclusion probability π of each block (for a selection of single parameters: the mean of π over
-            the block), shape (n,), float64.
+            the block), shape (n,), float64. It is 0 for a block that this step cannot perturb.
         chosen: Whether each block was perturbed, shape (n,), bool.
         scores: Smoothed curvature score of each block after this step (for a selection of single parameters: the sum
             over the block), shape (n,), float64; None if the selection keeps no scores.
-        units: Number of units that are sampled: n blocks, or d parameters for a selection of single parameters.
+        units: Number of units among which the step chooses. These are n blocks or, for a selection of single
+            parameters, d parameters. For a selection within one layer, these are the units of this layer.
         budget: Expected number of sampled units, B = Σπ.
         clipped: Share of units whose π is 1, in [0, 1].
         perturbed_parameters: Number of parameters that were perturbed.

@@ -183,7 +183,7 @@ class ZerothOrderModule(SignalSafeModule):
         if self._split:
             optimizer.collectives = SplitCollectives(optimizer)
         elif self.trainer.world_size > 1:
-            optimizer.collectives = ProcessCollectives()
+            optimizer.collectives = ProcessCollectives(self.model)
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": make_scheduler(self._make_scheduler, optimizer)}
@@ -219,16 +219,11 @@ class ZerothOrderModule(SignalSafeModule):
         self._row_check(batch, lambda: self.objective(batch), self._objective, self._language)
         parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
         zo = self.zo
-        rows = self._objective.example_of_row(batch) if zo.per_example else None
-        require(
-            not zo.per_example or rows is not None,
-            "model.optimizer: per-example directions need one forward with equally many rows for each example, but "
-            "this task generates answers or has different numbers of answers; set model.objective lm",
-        )
-        if rows is None:
-            loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
-        else:
+        if zo.per_example:
+            rows = self._objective.example_of_row(batch, zo.collectives)
             loss = optimizer.step(lambda: self._losses(parts)[rows], examples=batch.indices[rows].tolist())
+        else:
+            loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
         step_after_batch(self.lr_schedulers())
         report = zo.last_step
         assert report is not None

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from zolit.errors import require
 from zolit.models.batches import AnswerBatch, Batch, PromptBatch
 from zolit.models.language_model import LanguageModel
+from zolit.optim.collectives import Collectives
 from zolit.tasks.task import Task
 
 Kind = Literal["task", "lm", "metric"]
@@ -67,15 +69,31 @@ class Objective:
             return self._one_minus_score(self._score_generated(language, batch), batch)
         return self._answer_losses(language.answer_scores(batch), batch)
 
-    def example_of_row(self, batch: Batch) -> Tensor | None:
+    def example_of_row(self, batch: Batch, collectives: Collectives) -> Tensor:
         """Returns the example of each row in the forward that ``losses`` makes, shape (rows,), int64.
 
-        Returns None if ``losses`` makes several forwards, or if examples have different numbers of rows.
+        Called before a step with per-example directions.
+
+        Args:
+            batch: The batch of this rank.
+            collectives: The collectives of the run. Examples of all ranks must have equally many rows, because each row
+                counts equally in the mean loss.
+
+        Raises:
+            UserError: If ``losses`` makes several forwards, or if examples have different numbers of rows. It is raised
+                on all ranks, so that none waits for another.
         """
         if isinstance(batch, PromptBatch) or self._train_on_likelihood:
             return torch.arange(len(batch.labels), device=batch.labels.device)
         equal = len(batch.prompt_index) == batch.max_choices * len(batch.labels)
-        return batch.prompt_index if equal and not self.generates else None
+        rows = batch.max_choices if equal and not self.generates else 0
+        everywhere = set(collectives.all_gather(torch.tensor([rows])).tolist())
+        require(
+            0 not in everywhere and len(everywhere) == 1,
+            "model.optimizer: per-example directions need one forward with equally many rows for each example, but "
+            "this task generates answers or has different numbers of answers; set model.objective lm",
+        )
+        return batch.prompt_index
 
     def evaluate(self, language: LanguageModel, batch: Batch) -> BatchScores:
         """Returns losses and scores of a batch. Called in validation and testing."""

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from zolit.optim.collectives import Collectives
+from zolit.training.exchange import Exchange
 from zolit.training.launcher import Launcher
 
 
 class ProcessCollectives(Collectives):
-    """Collectives over torch.distributed's default process group."""
+    """Collectives of processes that hold the whole model and see different examples.
 
-    def __init__(self) -> None:
+    Args:
+        model: The model that is tuned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         self.size = dist.get_world_size()
+        self._exchange = Exchange(model)
 
     @override
     def all_mean(self, own: Tensor) -> Tensor:
         """Sums by an all-reduce, and divides; see ``Collectives.all_mean``."""
-        dist.all_reduce(own)
-        return own.div_(self.size)
+        return self._exchange.total(own).div_(self.size)
 
     @override
     def all_gather(self, own: Tensor) -> Tensor:
-        """Gathers equal shapes, rank after rank; see ``Collectives.all_gather``."""
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts, dim=-1)
+        """Gathers the examples, rank after rank; see ``Collectives.all_gather``."""
+        return self._exchange.joined(own)
 
     @override
     def broadcast(self, own: Tensor) -> Tensor:
-        """Overwrites the tensor by that of the first rank; see ``Collectives.broadcast``."""
-        dist.broadcast(own, 0)
-        return own
+        """Returns the tensor of the first rank; see ``Collectives.broadcast``."""
+        return self._exchange.first(own)
 
 
 class ReplicatedStrategy(DDPStrategy):

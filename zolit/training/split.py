@@ -22,6 +22,7 @@ from zolit.optim.collectives import Collectives
 from zolit.optim.compatibility import check_split
 from zolit.optim.modules.layers import find_layers
 from zolit.optim.optimizer import ZerothOrder
+from zolit.training.exchange import Exchange
 from zolit.training.replicated import ReplicatedStrategy
 
 
@@ -92,6 +93,7 @@ class SplitCollectives(Collectives):
     weights_are_split = True
 
     def __init__(self, optimizer: ZerothOrder) -> None:
+        self._exchange = Exchange(optimizer.model)
         check_split(optimizer.selection, optimizer.perturbation, optimizer.prober, optimizer.update)
         _, layers = find_layers(optimizer.model)
         own = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -109,9 +111,8 @@ class SplitCollectives(Collectives):
 
     @override
     def broadcast(self, own: Tensor) -> Tensor:
-        """Overwrites the tensor by that of the first rank; see ``Collectives.broadcast``."""
-        dist.broadcast(own, 0)
-        return own
+        """Returns the tensor of the first rank; see ``Collectives.broadcast``."""
+        return self._exchange.first(own)
 
     @override
     def owns(self, weight: Weight) -> bool:
@@ -121,8 +122,7 @@ class SplitCollectives(Collectives):
     @override
     def all_sum(self, own: Tensor) -> Tensor:
         """Sums by an all-reduce; see ``Collectives.all_sum``."""
-        dist.all_reduce(own)
-        return own
+        return self._exchange.total(own)
 
 
 def split_layers(model: nn.Module, rank: int, size: int) -> dict[str, int]:

@@ -52,6 +52,30 @@ def test_an_outlier_is_damped_and_remembered() -> None:
     assert torch.equal(fresh.estimate(linear, 1e-3).coefficients, estimator.estimate(linear, 1e-3).coefficients)
 
 
+def published(memory: float, slopes: list[float], prior: float, noise: float) -> tuple[list[float], float]:
+    """Does what the published code does in a step with m = k: σ_e is limited where it is used, its average is not."""
+    means = []
+    for y in slopes:
+        memory = 0.9 * memory + 0.1 * y**2
+        sigma = max(0.1 * noise, memory**0.5)
+        means.append(prior**2 / (prior**2 + sigma**2) * y)
+    return means, memory
+
+
+@pytest.mark.parametrize("quiet", [0, 30, 120])
+def test_the_moving_average_falls_below_the_limit_of_the_code(quiet: int) -> None:
+    """After steps with small residuals, σ_e stays at its limit longer than an average that was cut off."""
+    estimator, memory = Bayesian(2, 2, prior=2.0, noise=3.0, variant="code"), 9.0
+    for slopes in [[1e-3, -1e-3]] * quiet + [[1.2, -0.3]] * 4:
+
+        def loss(queries: Tensor, slopes: list[float] = slopes) -> Tensor:
+            return 2.0 + queries @ torch.tensor(slopes, dtype=torch.float64)
+
+        means, memory = published(memory, slopes, prior=2.0, noise=3.0)
+        assert estimator.estimate(loss, 1e-3).coefficients.tolist() == pytest.approx(means, rel=1e-6)
+        assert estimator.state_dict()["variance"] == pytest.approx(memory, rel=1e-6)
+
+
 @pytest.mark.parametrize(("adaptive", "asked"), [(False, [4]), (True, [4, 2, 2])])
 def test_queries(adaptive: bool, asked: list[int]) -> None:
     """The center and the directions are one call. BSZO-B asks for the center again, with the leading eigenvector."""

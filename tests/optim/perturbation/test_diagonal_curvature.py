@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from tests.helpers.tiny import layered, regression, same, weights_of
 from zolit import HiZOO, MeZO, UserError, ZerothOrder
+from zolit.optim.estimators.central import Central
 from zolit.optim.perturbation.diagonal_curvature import DiagonalCurvature
 from zolit.optim.perturbation.gaussian import Gaussian
+from zolit.optim.perturbation.low_rank.activation_guided import ActivationGuided
+from zolit.optim.selection.small_weights import SmallWeights
 
 
 def test_without_learning_it_is_mezo() -> None:
@@ -38,16 +41,22 @@ class Bowl(nn.Module):
 
 
 def test_the_diagonal_finds_the_ratios_of_the_hessian() -> None:
-    """h stays constant if h ∝ H. It therefore finds the ratios of the Hessian, but not its scale."""
-    model = Bowl()
-    optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian())
-    for _ in range(1200):
-        optimizer.step(model)
-    law = optimizer.perturbation
-    assert isinstance(law, DiagonalCurvature)
-    ratios = law._diagonals["theta"] / model.curvature
+    """h stays constant if h ∝ H. It therefore finds the ratios of the Hessian, but not its scale.
+
+    The ratios are averaged over four runs: those of one run fluctuate by a quarter.
+    """
+    ratios = torch.zeros(4)
+    for seed in range(4):
+        model = Bowl()
+        optimizer = HiZOO(model, lr=0.0, eps=1e-2, smoothing=1e-2, perturbation=Gaussian(), seed=seed)
+        for _ in range(700):
+            optimizer.step(model)
+        law = optimizer.perturbation
+        assert isinstance(law, DiagonalCurvature)
+        own = law._diagonals["theta"] / model.curvature
+        ratios += own / own.mean()
+        assert law.scratch_bytes() > 4 * 4
     assert float(ratios.std() / ratios.mean()) < 0.3
-    assert law.scratch_bytes() > 4 * 4
     before = Bowl().curvature.reciprocal()
     assert float(before.std() / before.mean()) > 1.0
 
@@ -80,3 +89,24 @@ def test_needs_curvatures() -> None:
         ZerothOrder(model, perturbation=DiagonalCurvature(0.1))
     with pytest.raises(UserError, match="smoothing"):
         HiZOO(model, smoothing=1.0)
+
+
+def test_parameters_outside_of_a_mask_learn_nothing() -> None:
+    model = layered()
+    law = DiagonalCurvature(0.1)
+    optimizer = ZerothOrder(model, selection=SmallWeights(0.5), perturbation=law, estimator=Central())
+    before, closure = weights_of(model), regression(model)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    for _ in range(5):
+        optimizer.step(closure)
+    for name, h in law._diagonals.items():
+        moved = (weights_of(model)[name] != before[name]).flatten()
+        assert bool((h[~moved] == 1.0).all()), name
+        assert bool((h[moved] != 1.0).any()), name
+
+
+def test_two_diagonals_are_refused() -> None:
+    with pytest.raises(UserError, match="inner: DiagonalCurvature scales directions by curvatures"):
+        DiagonalCurvature(inner=DiagonalCurvature())
+    with pytest.raises(UserError, match="perturbation: DiagonalCurvature draws from each example's activations"):
+        ZerothOrder(layered(), perturbation=DiagonalCurvature(inner=ActivationGuided()), estimator=Central())

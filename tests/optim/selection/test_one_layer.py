@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.helpers.tiny import layered, regression, weights_of
-from zolit import DominantLayer, UserError
+from zolit import DominantLayer, UserError, ZerothOrder
+from zolit.optim.selection.all_blocks import AllBlocks
+from zolit.optim.selection.base import Selection
 from zolit.optim.selection.curvature.budget import FixedBudget
-from zolit.optim.selection.curvature.sampling import CurvatureSampling
+from zolit.optim.selection.curvature.parameter_sampling import ParameterSampling
+from zolit.optim.selection.curvature.published_sampling import PublishedSampling
+from zolit.optim.selection.curvature.sampling import CurvatureSampling, UniformSampling
 from zolit.optim.selection.curvature.scores import BlockScores
-from zolit.optim.selection.one_layer import _first_massive
+from zolit.optim.selection.knapsack import Knapsack
+from zolit.optim.selection.one_layer import OneLayer, _first_massive
+from zolit.optim.selection.sensitive_weights import SensitiveWeights
+from zolit.optim.selection.small_weights import SmallWeights
 
 
 @pytest.mark.parametrize(
@@ -84,12 +93,54 @@ def test_curvature_within_the_layer() -> None:
     assert moved == chosen
 
 
+INNER: dict[str, tuple[Callable[[], Selection], bool]] = {
+    "all blocks": (AllBlocks, False),
+    "uniform": (lambda: UniformSampling(FixedBudget(0.5), None), False),
+    "curvature": (lambda: CurvatureSampling(FixedBudget(0.5), BlockScores(), exploration=0.1), False),
+    "published": (PublishedSampling, False),
+    "parameters": (lambda: ParameterSampling(FixedBudget(0.5)), True),
+    "small weights": (lambda: SmallWeights(0.5), True),
+    "sensitive weights": (lambda: SensitiveWeights(0.5), True),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_units_are_those_of_the_layer(name: str) -> None:
+    """Layer 1 has two blocks of seven, and 42 parameters of 132. Scores are concentrated only if they are in it."""
+    make, single = INNER[name]
+    model = layered()
+    optimizer, closure = ZerothOrder(model, lr=1e-4, selection=OneLayer(1, within=make())), regression(model)
+    for _ in range(20):
+        optimizer.step(closure)
+    report = optimizer.last_step.selection
+    inside = torch.tensor([block.startswith("layers.1.") for block in report.names])
+    possible = report.probabilities > 0.0
+    assert torch.equal(possible, inside)
+    assert report.units == (42 if single else 2)
+    own = (report.probabilities * report.sizes)[inside].sum() if single else report.probabilities[inside].sum()
+    assert report.budget == pytest.approx(float(own), rel=0.5)
+    assert report.budget <= report.units
+    if report.effective_support is not None:
+        assert report.effective_support / report.units > 0.1
+    if name == "all blocks":
+        assert report.clipped == 1.0
+
+
+@pytest.mark.parametrize("within", [Knapsack, OneLayer])
+def test_selections_of_the_whole_model_do_not_nest(within: type[Selection]) -> None:
+    with pytest.raises(UserError, match=f"within: {within.__name__} chooses among the blocks of the whole model"):
+        OneLayer(1, within=within())
+
+
 def test_out_of_range() -> None:
     model = layered()
     with pytest.raises(UserError, match="layer: no block lies within layer 7"):
-        DominantLayer(model, layer=7).step(regression(model))
+        DominantLayer(model, layer=7)
     with pytest.raises(UserError, match="layer"):
         DominantLayer(model, layer=-1)
     flat = nn.Linear(4, 1)
     with pytest.raises(UserError, match="selection: the model has no"):
-        DominantLayer(flat).step(lambda: flat(torch.ones(2, 4))[:, 0])
+        DominantLayer(flat)
+    model.layers.requires_grad_(False)
+    with pytest.raises(UserError, match="selection: no layer has a block of trainable weights"):
+        DominantLayer(model)

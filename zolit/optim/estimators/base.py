@@ -38,6 +38,7 @@ class Estimator(Stage):
 
     Attributes:
         num_directions: k, the number of directions that all examples share. Ignored if ``per_example`` is true.
+        probes: Whether the estimator measures losses along the directions.
         measures_curvatures: Whether the estimate has curvatures.
         per_example: Whether each example has a separate direction. C then has shape (queries, 1), example i is
             evaluated at θ + C[q, 0]·uᵢ, the losses have shape (queries, batch), and k is the number of examples.
@@ -45,6 +46,7 @@ class Estimator(Stage):
 
     num_directions: int = 1
     per_example: ClassVar[bool] = False
+    probes: ClassVar[bool] = True
     measures_curvatures: ClassVar[bool] = False
 
     @abstractmethod

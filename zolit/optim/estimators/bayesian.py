@@ -30,8 +30,8 @@ class Bayesian(Estimator):
     - ``paper`` is the printed Algorithm 1. The noise is adapted before each measurement after the k-th, by the residual
       of the measurement before it.
     - ``code`` is the published code. The noise is adapted before every measurement, by the residual of this
-      measurement. σ_e is at least a tenth of its initial value. The denominator is dᵀΣd + σ_e²‖d‖². Σ is kept
-      symmetric. Coefficients below 1e-10 are set to 0.
+      measurement. A measurement uses at least a tenth of the initial σ_e; the moving average has no such limit. The
+      denominator is dᵀΣd + σ_e²‖d‖². Σ is kept symmetric. Coefficients below 1e-10 are set to 0.
 
     Both variants count a repeated measurement as an independent one.
 
@@ -89,9 +89,8 @@ class Bayesian(Estimator):
             direction, y = self._measurement(evaluate, eps, query, measured, covariance)
             if self._as_code:
                 variance = self._adapted(variance, direction, y, mean)
-            norm = direction.square().sum() if self._as_code else 1.0
             spread = covariance @ direction
-            gain = spread / (direction @ spread + variance * norm)
+            gain = spread / (direction @ spread + self._noise(variance, direction))
             mean = mean + gain * (y - direction @ mean)
             covariance = covariance - torch.outer(gain, spread)
             if self._as_code:
@@ -121,8 +120,13 @@ class Bayesian(Estimator):
     def _adapted(self, variance: float, direction: Tensor, y: Tensor, mean: Tensor) -> float:
         """Returns σ_e² after one more residual."""
         residual = float((y - direction @ mean).square() / direction.square().sum())
-        adapted = (1.0 - self._smoothing) * variance + self._smoothing * residual
-        return max(adapted, self._least_noise**2) if self._as_code else adapted
+        return (1.0 - self._smoothing) * variance + self._smoothing * residual
+
+    def _noise(self, variance: float, direction: Tensor) -> float:
+        """Returns the variance of the noise of a measurement. The code limits it only here, not in the average."""
+        if not self._as_code:
+            return variance
+        return max(variance, self._least_noise**2) * float(direction.square().sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns σ_e²; see ``Stage.state_dict``."""

@@ -26,6 +26,11 @@ class DrawnDirections(Protocol):
         """The weights of the sampled blocks."""
         ...
 
+    @property
+    def masked(self) -> bool:
+        """Whether single parameters of these weights are left out. Their entries are 0."""
+        ...
+
     def chunks(self, weight: Weight) -> Sequence[tuple[int, int]]:
         """Returns the (start, stop) of the pieces in which the directions of a weight are drawn."""
         ...
@@ -45,10 +50,17 @@ class Perturbation(Stage):
 
     Attributes:
         draws_persist: Whether a drawn tensor keeps its values until the next step begins.
+        factors_all_weights: Whether the law returns the directions of every weight as factors, as a
+            ``FactoredPerturbation``. Only such a law can give each example a separate direction.
+        needs_examples: Whether the law draws from the activations of single examples.
+        needs_curvatures: Whether the law learns from the curvatures that the estimator measures.
         chunk_size: The largest number of elements that are drawn at a time.
     """
 
     draws_persist: bool = False
+    factors_all_weights: bool = False
+    needs_examples: bool = False
+    needs_curvatures: bool = False
     chunk_size: int = CPU_CHUNK
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:

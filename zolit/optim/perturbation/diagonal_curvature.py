@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zolit.errors import require
+from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.buffers import Scratch
 from zolit.optim.perturbation.base import DrawnDirections, Perturbation
@@ -28,13 +29,21 @@ class DiagonalCurvature(Perturbation):
         inner: The law of z; None is GaussianPool.
 
     Raises:
-        UserError: If α is out of its range.
+        UserError: If α is out of its range, or if the law of z learns from curvatures too.
     """
+
+    needs_curvatures = True
 
     def __init__(self, smoothing: float = 1e-8, inner: Perturbation | None = None) -> None:
         require(0.0 <= smoothing < 1.0, f"smoothing: the weight of a new curvature must lie in [0, 1), not {smoothing}")
         self._smoothing = smoothing
         self._law = inner or GaussianPool()
+        require(
+            not self._law.needs_curvatures,
+            f"inner: {type(self._law).__name__} scales directions by curvatures, as DiagonalCurvature does; use "
+            "another law",
+        )
+        self.needs_examples = self._law.needs_examples
         self._diagonals: dict[str, Tensor] = {}
         self._scratch = Scratch()
 
@@ -42,6 +51,10 @@ class DiagonalCurvature(Perturbation):
         """Sets the chunk size, and binds the law of z; see ``Stage.bind``."""
         super().bind(model, weights, blocks)
         self._law.bind(model, weights, blocks)
+
+    def prepare(self, base: BasePoint) -> None:
+        """Prepares the law of z; see ``Stage.prepare``."""
+        self._law.prepare(base)
 
     def begin_step(self, step: Step) -> None:
         """Begins a step of the law of z; see ``Perturbation.begin_step``."""
@@ -70,7 +83,10 @@ class DiagonalCurvature(Perturbation):
         return diagonal
 
     def observe(self, directions: DrawnDirections, curvatures: Tensor | None) -> None:
-        """Updates h by the curvature along each direction in turn; see ``Perturbation.observe``."""
+        """Updates h by the curvature along each direction in turn; see ``Perturbation.observe``.
+
+        h of a parameter that is left out by a mask does not change.
+        """
         assert curvatures is not None  # check_compatible refuses estimators that do not measure them
         if not self._smoothing:
             return
@@ -79,10 +95,12 @@ class DiagonalCurvature(Perturbation):
                 learned = []
                 for direction, curvature in enumerate(curvatures.tolist()):
                     u, factor = directions.draw(direction, weight, start, stop)
-                    learned.append(u.square().mul_(abs(curvature) / 2.0 * factor**2))
+                    left_out = u == 0.0 if directions.masked else None
+                    learned.append((u.square().mul_(abs(curvature) / 2.0 * factor**2), left_out))
                 h = self._made_diagonal(weight)[start:stop]
-                for square in learned:
-                    h.add_(square.mul_(h).sub_(1.0).mul_(h), alpha=self._smoothing)
+                for square, left_out in learned:
+                    change = square.mul_(h).sub_(1.0).mul_(h)
+                    h.add_(change if left_out is None else change.masked_fill_(left_out, 0.0), alpha=self._smoothing)
 
     def _made_diagonal(self, weight: Weight) -> Tensor:
         """Returns h of a weight, and makes it first if it does not exist yet."""
@@ -99,9 +117,11 @@ class DiagonalCurvature(Perturbation):
         return held + self._scratch.bytes() + self._law.scratch_bytes()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns h of every weight that has one; see ``Stage.state_dict``."""
-        return {"diagonals": {name: diagonal.clone() for name, diagonal in self._diagonals.items()}}
+        """Returns h of every weight that has one, and the state of the law of z; see ``Stage.state_dict``."""
+        diagonals = {name: diagonal.clone() for name, diagonal in self._diagonals.items()}
+        return {"diagonals": diagonals, "law": self._law.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores h, in float32 for all types of weights; see ``Stage.load_state_dict``."""
+        """Restores h, in float32 for all types of weights, and the law of z; see ``Stage.load_state_dict``."""
+        self._law.load_state_dict(state["law"])
         self._diagonals = {name: diagonal.clone() for name, diagonal in state["diagonals"].items()}

@@ -71,7 +71,7 @@ class Directions:
             return
         own = {weight: self.keys(weight) for weight in self.weights}
         device = next(weight.parameter.device for weight in self.weights if not weight.parameter.is_meta)
-        self.set_examples(collectives.all_gather(torch.tensor(self.ids, device=device)).tolist())
+        self.set_examples(collectives.all_gather(torch.tensor(self.ids, dtype=torch.int64, device=device)).tolist())
         if isinstance(self._law, FactoredPerturbation):
             self._law.gather_examples(own, {weight: self.keys(weight) for weight in self.weights}, collectives)
 
@@ -90,6 +90,11 @@ class Directions:
             keys = fold_in_each([[weight.key] for weight in self.weights], seeds)
             self._keys = dict(zip(self.weights, keys.tolist(), strict=True))
         return self._keys[weight]
+
+    @property
+    def masked(self) -> bool:
+        """Whether single parameters of sampled weights are left out. Their entries are 0."""
+        return self.sample.mask is not None
 
     @property
     def draws_persist(self) -> bool:

@@ -56,14 +56,9 @@ class Factors(NamedTuple):
 
 
 class FactoredPerturbation(Perturbation):
-    """A law that returns its directions as factors. Thin matrix products then apply several directions at once.
+    """A law that returns its directions as factors. Thin matrix products then apply several directions at once."""
 
-    Attributes:
-        factors_all_weights: Whether ``factors`` returns factors for every weight. Only such a law can give each example
-            a separate direction.
-    """
-
-    factors_all_weights: bool = True
+    factors_all_weights = True
 
     @abstractmethod
     def factors(self, weight: Weight, keys: Sequence[int]) -> Factors | None:

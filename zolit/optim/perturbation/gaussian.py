@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zolit.optim.blocks import Weight
 from zolit.optim.buffers import CPU_CHUNK, Scratch
 from zolit.optim.perturbation.base import Perturbation
-from zolit.optim.randomness import Generators, fold_in
+from zolit.optim.randomness import Generators, fold_in, fold_in_each, key_of
 
 _HALF_RANGE = 1 << 31
+_LOWER = (CPU_CHUNK - 1).bit_length()
 _LEAST_SQUARE = torch.tensor(2.0**-64, dtype=torch.float32)
 
 
@@ -94,9 +96,14 @@ def box_muller(bits: Tensor, z: Tensor) -> None:
 
 @cache
 def _table() -> Tensor:
-    """Returns a fixed table of random bits, int32, as long as the largest piece."""
-    generator = torch.Generator().manual_seed(0x62697473)
-    return torch.randint(-_HALF_RANGE, _HALF_RANGE, (CPU_CHUNK,), dtype=torch.int32, generator=generator)
+    """Returns a fixed table of random bits, int32, as long as the largest piece.
+
+    The lower 19 bits of any two numbers differ. Two numbers that differed in upper bits alone would differ by the same
+    amount after the multiplication by any key, and the two positions would be correlated in every draw.
+    """
+    bits = fold_in_each(np.arange(CPU_CHUNK), np.array(key_of("table of bits"), dtype=np.uint64))
+    upper = bits >> np.uint64(64 - 32 + _LOWER) << np.uint64(_LOWER)
+    return torch.from_numpy((upper | np.argsort(bits).astype(np.uint64)).astype(np.uint32).view(np.int32))
 
 
 def _signed(number: int) -> int:

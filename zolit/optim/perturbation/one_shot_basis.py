@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zolit.errors import require
 from zolit.optim.base_point import BasePoint
+from zolit.optim.blocks import Block, Weight
 from zolit.optim.modules.adapters import adapted_modules
 from zolit.optim.modules.inputs import leading_subspace, watch_inputs
 from zolit.optim.perturbation.gaussian import Gaussian
@@ -35,6 +38,19 @@ class OneShotBasis(Gaussian):
         require(iterations >= 1, f"iterations: at least one power iteration is needed, not {iterations}")
         self._iterations = iterations
         self._has_bases = False
+
+    def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
+        """Sets the chunk size, and looks for the layers with coefficients; see ``Stage.bind``.
+
+        Raises:
+            UserError: If the model has no coefficients.
+        """
+        super().bind(model, weights, blocks)
+        require(
+            bool(adapted_modules(model)),
+            "perturbation: OneShotBasis draws over coefficients that this model does not have; use the method "
+            "zolit.ZOAct, which adds them",
+        )
 
     def prepare(self, base: BasePoint) -> None:
         """Finds the bases before the first step, by one forward; see ``Stage.prepare``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,11 +16,13 @@ class Prober(Stage):
     """Evaluates a closure at perturbed weights.
 
     Attributes:
+        per_example: Whether each example has a separate direction.
         batch_repeats: Number of copies of the batch that the closure must evaluate in the current forward, 1 or 2. For
             2 the closure repeats its batch along the first dimension, and returns the loss of each example, shape
             (batch_repeats·batch,).
     """
 
+    per_example: ClassVar[bool] = False
     batch_repeats: int = 1
 
     @abstractmethod

@@ -12,6 +12,8 @@ from zolit.optim.selection.base import Selection
 class AllBlocks(Selection):
     """Samples every block with probability 1."""
 
+    selects_all = True
+
     def select(self, step: Step) -> BlockSample:
         """Returns all blocks; see ``Selection.select``."""
         count = len(self.blocks)

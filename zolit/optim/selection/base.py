@@ -21,11 +21,17 @@ class Selection(Stage):
 
     Attributes:
         masks: Whether the selection leaves out single parameters of sampled blocks.
+        selects_all: Whether every block is sampled in every step.
+        leaves_to_backprop: Whether the blocks outside of the sample are to be trained by backpropagation.
+        nests: Whether the selection can choose among the blocks of one layer, within ``OneLayer``.
         blocks: The n blocks of the model; set by ``bind``.
         sizes: Number of parameters of each block, shape (n,), int64; set by ``bind``.
     """
 
     masks: bool = False
+    selects_all: bool = False
+    leaves_to_backprop: bool = False
+    nests: bool = True
     blocks: Sequence[Block]
     sizes: Tensor
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 
 from zolit.errors import require
+from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import BlockSample
 from zolit.optim.randomness import Step
 from zolit.optim.report import SelectionReport
@@ -31,6 +33,10 @@ class FixedMask(Selection):
         self._density = density
         self._mask: BitMask | None = None
 
+    @abstractmethod
+    def prepare(self, base: BasePoint) -> None:
+        """Makes the mask if it is due; see ``Stage.prepare``."""
+
     def select(self, step: Step) -> BlockSample:
         """Returns the mask, and the blocks that contain a parameter with m = 1; see ``Selection.select``."""
         count = len(self.blocks)
@@ -42,7 +48,7 @@ class FixedMask(Selection):
         return BlockSample(
             self.blocks,
             chosen=shares > 0,
-            probabilities=shares.clamp(min=1e-12),
+            probabilities=shares,
             corrections=torch.ones(count, dtype=torch.float64),
             mask=self._mask,
         )

@@ -78,6 +78,9 @@ class Knapsack(Selection):
         UserError: If a number is out of its range.
     """
 
+    leaves_to_backprop = True
+    nests = False
+
     def __init__(self, budget: float = 0.3, interval: int = 0, trial: float = 1e-4) -> None:
         require(0.0 <= budget <= 1.0, f"budget: the share of a backward pass must lie in [0, 1], not {budget}")
         require(interval >= 0, f"interval: must be at least 0, not {interval}")
@@ -126,11 +129,11 @@ class Knapsack(Selection):
         return BlockSample(self.blocks, torch.tensor([block.name not in names for block in self.blocks]), ones, ones)
 
     def report(self, sample: BlockSample) -> SelectionReport:
-        """Describes the perturbed blocks, with π of 1 or 1e-12; see ``Selection.report``."""
+        """Describes the perturbed blocks, with π of 1 or 0; see ``Selection.report``."""
         perturbed = sample.chosen.double()
         return self._report(
             sample,
-            probabilities=perturbed.clamp(min=1e-12),
+            probabilities=perturbed,
             budget=float(perturbed.sum()),
             clipped=float(perturbed.mean()),
         )

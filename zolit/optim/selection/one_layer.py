@@ -38,8 +38,10 @@ class OneLayer(Selection):
         within: Selection among the blocks of the layer; None is all of them.
 
     Raises:
-        UserError: If the index is negative.
+        UserError: If the index is negative, or if the inner selection needs the blocks of the whole model.
     """
+
+    nests = False
 
     def __init__(
         self,
@@ -53,29 +55,44 @@ class OneLayer(Selection):
         self._magnitude = magnitude
         self._ratio = ratio
         self._within = within or AllBlocks()
+        require(
+            self._within.nests,
+            f"within: {type(self._within).__name__} chooses among the blocks of the whole model; use another selection",
+        )
         self.masks = self._within.masks
         self._inside: list[int] = []
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
-        """Stores the model and all blocks; see ``Stage.bind``."""
+        """Stores the blocks, and restricts the inner selection to the layer if it is known; see ``Stage.bind``.
+
+        Raises:
+            UserError: If the model has no layers, or if no block lies within the layer.
+        """
         super().bind(model, weights, blocks)
         self._model = model
         self._inside = []
+        self._layers_name, self._layers = find_layers(model)
+        require(
+            bool(self._layers), "selection: the model has no nn.ModuleList of layers to choose from; use another method"
+        )
+        if self._layer is not None:
+            self._restrict_to(f"{self._layers_name}.{self._layer}.", self._layer)
+        within = any(self._blocks_within(f"{self._layers_name}."))
+        require(
+            within,
+            "selection: no layer has a block of trainable weights; tune weights of layers, or set blocks: tensor",
+        )
 
     def prepare(self, base: BasePoint) -> None:
         """Finds the layer before the first step, and prepares the inner selection; see ``Stage.prepare``."""
         if not self._inside:
-            name, layers = find_layers(base.model)
-            require(
-                bool(layers), "selection: the model has no nn.ModuleList of layers to choose from; use another method"
-            )
-            layer = self._dominant(base, layers) if self._layer is None else self._layer
-            self._restrict_to(f"{name}.{layer}.", layer)
+            layer = self._dominant(base)
+            self._restrict_to(f"{self._layers_name}.{layer}.", layer)
         self._within.prepare(base)
 
     def _restrict_to(self, prefix: str, layer: int) -> None:
-        """Binds the inner selection to the blocks whose weights all have names with this prefix."""
-        inside = [all(weight.name.startswith(prefix) for weight in block.weights) for block in self.blocks]
+        """Binds the inner selection to the blocks of a layer, whose names of weights begin with the prefix."""
+        inside = self._blocks_within(prefix)
         require(
             any(inside),
             f"layer: no block lies within layer {layer} ({prefix}*): make its weights trainable, or set blocks: tensor",
@@ -85,14 +102,19 @@ class OneLayer(Selection):
         blocks = [self.blocks[index] for index in self._inside]
         self._within.bind(self._model, [weight for block in blocks for weight in block.weights], blocks)
 
-    def _dominant(self, base: BasePoint, layers: Sequence[nn.Module]) -> int:
+    def _blocks_within(self, prefix: str) -> list[bool]:
+        return [all(weight.name.startswith(prefix) for weight in block.weights) for block in self.blocks]
+
+    def _dominant(self, base: BasePoint) -> int:
         """Makes a forward pass and returns the index of the dominant layer."""
-        sizes = [torch.zeros(2)] * len(layers)
+        sizes = [torch.zeros(2, dtype=torch.float32)] * len(self._layers)
         calls = ModelCalls(base.model)
 
         def watch(index: int) -> Any:
             def on_output(_: nn.Module, __: Any, output: Any) -> None:
                 states = (output[0] if isinstance(output, tuple) else output).detach()
+                if not states.numel():  # the batch of a rank may be empty
+                    return
                 hidden, kept = states.float().abs(), calls.kept(states)
                 padding = torch.zeros((), dtype=torch.bool) if kept is None else ~kept.unsqueeze(-1)
                 largest = hidden.masked_fill(padding, 0.0).max()
@@ -102,7 +124,7 @@ class OneLayer(Selection):
             return on_output
 
         with calls.followed(), ExitStack() as hooks:
-            for index, layer in enumerate(layers):
+            for index, layer in enumerate(self._layers):
                 hooks.callback(layer.register_forward_hook(watch(index)).remove)
             base.loss()
         own = _first_massive(torch.stack(sizes), self._magnitude, self._ratio)
@@ -111,15 +133,17 @@ class OneLayer(Selection):
     def select(self, step: Step) -> BlockSample:
         """Samples blocks of the layer; see ``Selection.select``."""
         count = len(self.blocks)
-        chosen, rest = torch.zeros(count, dtype=torch.bool), torch.full((count,), 1e-12, dtype=torch.float64)
+        chosen, probabilities = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64)
         if not self._inside:  # the loss in prepare was not finite, and the step will be skipped
-            return BlockSample(self.blocks, chosen, rest, torch.ones(count, dtype=torch.float64))
+            return BlockSample(self.blocks, chosen, probabilities, torch.ones(count, dtype=torch.float64))
         self._inner = self._within.select(step)
         corrections = torch.ones(count, dtype=torch.float64)
         chosen[self._inside] = self._inner.chosen
-        rest[self._inside] = self._inner.probabilities
+        probabilities[self._inside] = self._inner.probabilities
         corrections[self._inside] = self._inner.corrections
-        return BlockSample(self.blocks, chosen, rest, corrections, self._inner.needs_squared_norms, self._inner.mask)
+        return BlockSample(
+            self.blocks, chosen, probabilities, corrections, self._inner.needs_squared_norms, self._inner.mask
+        )
 
     def observe(
         self, sample: BlockSample, directions: Directions, derivatives: Sequence[float], squared_norms: Tensor
@@ -129,7 +153,7 @@ class OneLayer(Selection):
         self._within.observe(self._inner, directions, derivatives, inner)
 
     def report(self, sample: BlockSample) -> SelectionReport:
-        """Describes the sample, with the scores of the inner selection; see ``Selection.report``."""
+        """Describes the sample. Units, budget and scores are those of the inner selection; see ``Selection.report``."""
         if not self._inside:
             return self._report(sample, budget=0.0, perturbed_parameters=0)
         inner = self._within.report(self._inner)
@@ -140,8 +164,9 @@ class OneLayer(Selection):
         return self._report(
             sample,
             scores=scores,
-            units=inner.units if inner.units != len(self._inside) else len(self.blocks),
+            units=inner.units,
             budget=inner.budget,
+            clipped=inner.clipped,
             perturbed_parameters=inner.perturbed_parameters,
             effective_support=inner.effective_support,
             normalized_entropy=inner.normalized_entropy,

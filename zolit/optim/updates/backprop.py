@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zolit.errors import require
 from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.randomness import Step
@@ -23,6 +24,9 @@ class Backprop(Update):
         chosen: Returns the first-order weights; None is all weights.
         rest: Moves the other weights by the gradient estimate; None does not move them.
         share: Factor of the learning rate of the other weights.
+
+    Raises:
+        UserError: If ``rest`` would move no weight.
     """
 
     def __init__(
@@ -32,11 +36,18 @@ class Backprop(Update):
         rest: Update | None = None,
         share: float = 1.0,
     ) -> None:
+        require(
+            rest is None or chosen is not None,
+            "rest: all weights are trained by backpropagation, so that no other weight is left; leave `rest` out, or "
+            "use the method zolit.HiZFO",
+        )
         self._adam = adam
         self._chosen = chosen
         self._rest = rest
         self._share = share
         self._gradients: dict[Weight, Tensor] = {}
+        self.backprop_is_chosen = chosen is not None
+        self.uses_estimate = rest is not None
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
         """Stores the trainable weights; see ``Stage.bind``."""

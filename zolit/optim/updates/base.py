@@ -12,7 +12,15 @@ from zolit.optim.updates.gradient import Gradient
 
 
 class Update(Stage):
-    """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this."""
+    """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this.
+
+    Attributes:
+        uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.
+        backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
+    """
+
+    uses_estimate: bool = True
+    backprop_is_chosen: bool = False
 
     @abstractmethod
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.tiny import same, weights_of
+from tests.helpers.tiny import weights_of
 from zolit import CurvZO, MeZO
 from zolit.optim.randomness import Step
 
@@ -35,8 +35,10 @@ def test_falls_back_where_the_model_bypasses_attributes() -> None:
             optimizer.step(model)
         optimizer.step(model)
         runs.append((optimizer.last_step.losses, weights_of(model)))
-    assert runs[0][0] == runs[1][0]
-    assert same(runs[0][1], runs[1][1])
+    # The first step restores the weights from a copy, and the plain prober by arithmetic, which rounds.
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
+    for name, theta in runs[0][1].items():
+        torch.testing.assert_close(theta, runs[1][1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_weight_is_checked_when_it_is_first_sampled() -> None:

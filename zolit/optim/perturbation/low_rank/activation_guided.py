@@ -41,6 +41,8 @@ class ActivationGuided(PooledFactors):
         rank: r.
     """
 
+    needs_examples = True
+
     def __init__(self, rank: int = 1) -> None:
         super().__init__(rank)
         self._span_inputs: dict[Weight, SpanInputs] = {}

@@ -33,6 +33,8 @@ class PerExampleProber(Prober):
     direction of another example. The step also checks that the model reads weights only through attributes of modules.
     """
 
+    per_example = True
+
     def __init__(self) -> None:
         self._verified: set[Weight] = set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,9 +114,7 @@ class PublishedSampling(Selection):
     def _entropy(self) -> float:
         shares = self._scores / self._scores.sum()
         count = len(shares)
-        return (
-            -float(torch.special.xlogy(shares, shares).sum()) / float(torch.tensor(count).log()) if count > 1 else 1.0
-        )
+        return -float(torch.special.xlogy(shares, shares).sum()) / math.log(count) if count > 1 else 1.0
 
     def _move_budget(self) -> None:
         count = len(self._scores)
