@@ -124,7 +124,7 @@ def test_validate_test_and_predict(zolit: Fit, tmp_path: Path) -> None:
     zolit("predict")
     (written,) = tmp_path.rglob("predictions.jsonl")
     predictions = [json.loads(line) for line in written.read_text().splitlines()]
-    assert len(predictions) == 400
+    assert [prediction["record"] for prediction in predictions] == list(range(1, 401))
     for prediction in predictions:
         assert sum(prediction["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
         assert prediction["label"] == max(prediction["probabilities"], key=prediction["probabilities"].get)

@@ -17,20 +17,22 @@ def predictions(batches: Iterable[Mapping[str, Any]], data: PromptedData) -> Ite
         data: The data module of the examples.
 
     Yields:
-        ``{"answer": ...}`` for a generated answer; else the label or the chosen answer, and the probability of each
-        answer.
+        ``{"record": ..., "answer": ...}`` for a generated answer; else the label or the chosen answer, and the
+        probability of each answer. ``record`` is the number of the record in its file or split, from 1, as in messages.
     """
-    task, records = data.task, iter(data.predicted_records)
+    task, records = data.task, data.predicted_records
+    numbered = zip(records.numbers, records.rows, strict=True)
     for batch in batches:
         if "generated" in batch:
-            yield from ({"answer": text} for text in batch["generated"])
+            yield from ({"record": next(numbered)[0], "answer": text} for text in batch["generated"])
             continue
         for chosen, row in zip(batch["chosen"].tolist(), batch["probabilities"].tolist(), strict=True):
-            record = next(records)
+            number, record = next(numbered)
             if isinstance(task, Classification):
                 names = list(task.label_words)
-                yield {"label": names[chosen], "probabilities": dict(zip(names, row, strict=True))}
+                shares = dict(zip(names, row, strict=True))
+                yield {"record": number, "label": names[chosen], "probabilities": shares}
             else:
                 answers = [answer.strip() for answer in task.question(record).answers]
                 ranked = [{"answer": answer, "probability": share} for answer, share in zip(answers, row, strict=False)]
-                yield {"answer": answers[chosen], "answers": ranked}
+                yield {"record": number, "answer": answers[chosen], "answers": ranked}

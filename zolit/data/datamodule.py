@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from zolit.errors import UserError, require
 from zolit.models.batches import Batch
 from zolit.models.loading import load_tokenizer
 from zolit.tasks.classification import Classification
-from zolit.tasks.task import DatasetSplits, Record, Task
+from zolit.tasks.task import DatasetSplits, Task
 
 
 class PromptedData(LightningDataModule):
@@ -41,7 +40,8 @@ class PromptedData(LightningDataModule):
             unless a file is given.
         dataset_config: Configuration of the data set on the hub, such as sst2 of nyu-mll/glue; null is the task's.
         dataset_splits: Split of the data set for training, validation and testing; null is the task's choice.
-        train_examples: Number of random training examples; null for all.
+        train_examples: Number of random training examples; null for all. A file with fewer gives all that it has; a
+            split of a data set with fewer is refused. The same holds for the two options below.
         validation_examples: Number of random validation examples; null for all.
         test_examples: Number of random test examples; null for all.
         demonstrations: Number of training examples with answers that precede each prompt (in-context examples).
@@ -56,10 +56,10 @@ class PromptedData(LightningDataModule):
         trust_remote_code: Run code that comes with the tokenizer; the command line copies model.trust_remote_code.
 
     Attributes:
-        predicted_records: The records to predict, in order; set by ``setup("predict")``.
+        predicted_records: The records to predict, in order, with their numbers; set by ``setup("predict")``.
     """
 
-    predicted_records: Sequence[Record]
+    predicted_records: Records
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class PromptedData(LightningDataModule):
                 shown = self._demonstration_records(records)
                 demonstrations = encoder.demonstrations(shown, self.demonstrations, self.seed)
             if "predict" in records:
-                self.predicted_records = records["predict"].rows
+                self.predicted_records = records["predict"]
             for part, of_part in records.items():
                 calibrated = self.calibrated and part != "train"
                 self._encoded[part] = encoder.encode(of_part, part != "predict", demonstrations, calibrated)

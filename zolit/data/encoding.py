@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from zolit.data.encoded import EncodedAnswers, EncodedPrompts
 from zolit.data.records import Records
-from zolit.data.tokenization import LONGEST, encode_continuations, end_of_long_text, tokenize
+from zolit.data.tokenization import (
+    LONGEST,
+    TokenizedQuestions,
+    are_single_tokens,
+    check_answers,
+    encode_continuations,
+    end_of_long_text,
+    tokenize,
+)
 from zolit.errors import UserError
 from zolit.models.loading import is_masked_lm, load_config, load_tokenizer
 from zolit.tasks.task import Question, Record, Task
@@ -21,8 +30,6 @@ from zolit.tasks.task import Question, Record, Task
 T = TypeVar("T")
 
 SEPARATOR = "\n\n"
-TokenizedQuestions = list[tuple[list[int], list[list[int]]]]
-"""For each question, the token ids of the prompt and those of each answer."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Encoder:
         if calibrated:
             prompts = [self.task.question(self.task.content_free(row)).prompt for row in rows]
             baseline = self._tokenize(records, [replace(q, prompt=p) for q, p in zip(questions, prompts, strict=True)])
-        if not self.task.generates and _are_single_tokens([*tokenized, *baseline]):
+        if not self.task.generates and are_single_tokens([*tokenized, *baseline]):
             return self._as_prompts(tokenized, correct, self._as_prompts(baseline, correct) if baseline else None)
         scored = self.task.generates and labelled
         references = [_ask(name, self.task.references, row) if scored else () for name, row in named]
@@ -153,6 +160,7 @@ class Encoder:
                 empty = question.answers[answers.index([])]
                 raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
             self._check_tokens(records, index, prompt, *answers)
+            check_answers(self.tokenizer, records.name(index), question.answers, answers)
             tokenized.append((self._fit_to_limit(records, index, prompt, self._answer_room(answers)), answers))
         return tokenized
 
@@ -217,6 +225,7 @@ class Encoder:
                     " choose another word in --data.task.label_words"
                 )
             tokens += ids
+        check_answers(self.tokenizer, "--data.task.label_words", words, [[token] for token in tokens])
         return tokens
 
     def _shorten(self, records: Records, index: int, prompt: str) -> str:
@@ -267,8 +276,8 @@ class Encoder:
                 f" {self.limit}: shorten it, set --data.too_long cut, or raise --data.max_tokens if the model's context"
                 " allows"
             )
-        # The first special token stays. Other tokens are removed from the start, because the end holds the question.
-        start = 1 if ids[0] in self.tokenizer.all_special_ids else 0
+        # Special tokens before the text stay, such as GLM's two. Others are removed: the end holds the question.
+        start = len(list(takewhile(self.tokenizer.all_special_ids.__contains__, ids)))
         room = self.limit - reserved - start
         if room < 1:
             raise UserError(
@@ -290,10 +299,3 @@ def _ask(name: str, ask: Callable[..., T], *about: Any) -> T:
         return ask(*about)
     except UserError as error:
         raise UserError(f"{name} {error}") from None
-
-
-def _are_single_tokens(tokenized: TokenizedQuestions) -> bool:
-    """Returns whether all prompts have the same answers, and each answer is a different single token."""
-    first = tokenized[0][1]
-    tokens = [token for answer in first for token in answer]
-    return len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in tokenized)

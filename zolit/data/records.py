@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from zolit.errors import UserError
 
 
@@ -78,6 +80,14 @@ class Records:
                     f"{self.name(index)} has no text in {named}{', '.join(map(repr, columns))}; remove the record or"
                     " add the text"
                 )
+
+    def at_most(self, size: int, seed: int, option: str) -> Records:
+        """Returns ``size`` random records of a file, or all of them if there are not so many; see ``subset``."""
+        if size >= len(self.rows):
+            if size > len(self.rows):
+                rank_zero_info(f"{option} asks for {size} examples; {self.source} has {len(self.rows)}, all are taken")
+            return self
+        return self.subset(size, seed, option)
 
     def subset(self, size: int | None, seed: int, option: str, skipped: int = 0) -> Records:
         """Returns ``size`` random records, in their order. A smaller subset is part of a larger one with the same seed.

@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from zolit.errors import UserError
 from zolit.reason import panics_as_errors, reason
 
+TokenizedQuestions = list[tuple[list[int], list[list[int]]]]
+"""For each question, the token ids of the prompt and those of each answer."""
+
 LONGEST = 2**20
 """Characters of the longest text for a model without a limit of tokens."""
 
@@ -97,7 +100,45 @@ def encode_continuations(
     return result
 
 
+def check_answers(
+    tokenizer: PreTrainedTokenizerBase, place: str, answers: Sequence[str], tokens: Sequence[Sequence[int]]
+) -> None:
+    """Refuses answers that the model cannot tell apart or cannot write.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        place: The record or the option, for the message.
+        answers: The answers of a question.
+        tokens: The token ids of each answer.
+
+    Raises:
+        UserError: If two answers have the same tokens, as two cases of a word have in a vocabulary without capitals, or
+            an answer has the token for unknown words.
+    """
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    seen: dict[tuple[int, ...], str] = {}
+    for answer, ids in zip(answers, map(tuple, tokens), strict=True):
+        if ids in seen:
+            raise UserError(
+                f"{place} has the answers {seen[ids]!r} and {answer!r}, which are the same tokens for this model: give"
+                " each answer (or label word) another text"
+            )
+        if unknown is not None and unknown in ids:
+            raise UserError(
+                f"{place} has the answer {answer!r}, in which the model's vocabulary lacks a word or a character: give"
+                " it another text"
+            )
+        seen[ids] = answer
+
+
 def _num_shared_tokens(texts: Sequence[Sequence[int]]) -> int:
     """Returns the length of the longest common start of all texts, in tokens."""
     aligned = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
     return sum(1 for _ in aligned)
+
+
+def are_single_tokens(tokenized: TokenizedQuestions) -> bool:
+    """Returns whether all prompts have the same answers, and each answer is a different single token."""
+    first = tokenized[0][1]
+    tokens = [token for answer in first for token in answer]
+    return len(set(tokens)) == len(tokens) == len(first) and all(own == first for _, own in tokenized)

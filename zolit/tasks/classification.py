@@ -10,9 +10,11 @@ from typing_extensions import override
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
 from zolit.tasks.template import Template
+from zolit.tasks.values import labels_of
 
 SENTIMENT_WORDS = {"0": " terrible", "1": " great"}
 MASK = "mask"
+_READ_AS_BOOLEANS = ("yes", "no", "on", "off", "true", "false")
 
 
 class Classification(Task):
@@ -24,7 +26,8 @@ class Classification(Task):
     Args:
         template: The prompt, with columns in braces. The label word follows it directly, so a prompt ends without a
             space and a word begins with one.
-        label_words: The word for each label. Labels are compared as text, so that 1 and "1" are the same label.
+        label_words: The word for each label. Labels are compared as text, so that 1, 1.0 and "1" are the same label. A
+            boolean is True, true or 1.
         label_column: Column that holds the label.
         masked_template: The prompt for a masked language model (RoBERTa), with {mask} in place of the word; null
             appends the mask and a full stop to the template.
@@ -90,10 +93,16 @@ class Classification(Task):
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the index of the label; see ``Task.correct_answers``."""
-        label = str(record[self.label_column])
-        if label not in self._classes:
-            raise UserError(
-                f"has the label {reprlib.repr(label)}, but --data.task.label_words has no word for it (only for"
-                f" {', '.join(self._classes)})"
+        labels = labels_of(record[self.label_column])
+        for label in labels:
+            if label in self._classes:
+                return (self._classes[label],)
+        meant = labels[0].lower() in _READ_AS_BOOLEANS and not {"True", "False"}.isdisjoint(self._classes)
+        raise UserError(
+            f"has the label {reprlib.repr(labels[0])}, but --data.task.label_words has no word for it (only for"
+            f" {', '.join(self._classes)})"
+            + (
+                "; YAML reads yes, no, on and off without quotes as True and False, so write the label in quotes"
+                * meant
             )
-        return (self._classes[label],)
+        )

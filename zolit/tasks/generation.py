@@ -22,7 +22,8 @@ class Generation(Task):
 
     Args:
         template: The prompt, with columns in braces. The answer follows it after a space.
-        answer_column: Column that holds the answer, or a list of acceptable answers.
+        answer_column: Column that holds the answer, or a list of acceptable answers. The first is trained on, and has
+            one line.
 
     Raises:
         UserError: If the template cannot be parsed.
@@ -51,12 +52,19 @@ class Generation(Task):
         """Returns the rendered template and the first reference answer; see ``Task.question``."""
         known = self.answer_column in record and record[self.answer_column] is not None
         references = self.references(record) if known else ()
-        return Question(self.template.render(record), (f" {references[0] if references else ''}\n",))
+        answer = references[0].strip() if references else ""
+        if len(answer.splitlines()) > 1:
+            raise UserError(
+                f"has an answer with a line break in the column {self.answer_column!r} of --data.task.answer_column;"
+                " answers are written up to the end of the line, so write it in one line"
+            )
+        return Question(self.template.render(record), (f" {answer}\n",))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the index of the only answer, 0; see ``Task.correct_answers``."""
-        if not self.references(record):
+        references = self.references(record)
+        if not references or not references[0].strip():
             raise UserError(f"has no answer in the column {self.answer_column!r} of --data.task.answer_column")
         return (0,)
 

@@ -42,6 +42,18 @@ def text_of(value: object, column: str) -> str:
     return text
 
 
+def labels_of(value: object) -> tuple[str, ...]:
+    """Returns the texts that stand for a label, the likeliest first.
+
+    Tools write one label in several ways: a whole number as 1.0, and a boolean as True, true or 1.
+    """
+    if isinstance(value, bool):
+        return str(value), str(value).lower(), str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(value), str(int(value))
+    return (str(value),)
+
+
 def texts_of(value: object, column: str) -> tuple[str, ...]:
     """Returns a list of texts; see :func:`text_of`."""
     if not isinstance(value, list | tuple):

@@ -20,7 +20,6 @@ from zolit.optim.perturbation.low_rank.activation_subspace import ActivationSubs
 from zolit.optim.perturbation.low_rank.lazy_low_rank import LazyLowRank
 from zolit.optim.perturbation.low_rank.low_rank import LowRank
 from zolit.optim.perturbation.low_rank.orthogonal_subspace import OrthogonalSubspace
-from zolit.optim.perturbation.one_shot_basis import OneShotBasis
 from zolit.optim.perturbation.rademacher import Rademacher
 from zolit.optim.randomness import Step, fold_in
 
@@ -29,7 +28,6 @@ LAWS: dict[str, Callable[[], Perturbation]] = {
     "pool": GaussianPool,
     "rademacher": Rademacher,
     "curvature": DiagonalCurvature,
-    "one-shot basis": OneShotBasis,
     "low rank": LowRank,
     "low rank, 2": lambda: LowRank(2),
     "guided": ActivationGuided,
