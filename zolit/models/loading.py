@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def load_language_model(
         why = blame(name_or_path, error, checks)
         raise UserError(f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {why}") from error
     _check_weights(name_or_path, model, report)
+    _freeze_as_built(model)
     model.train(False)
     return model
 
@@ -141,6 +143,16 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedToke
     except Exception as error:  # transformers raises anything for the file of a stranger
         why = blame(name_or_path, error, {"*token*.json": read_json_object, "vocab.json": read_json_object})
         raise UserError(f"cannot load a tokenizer from {name_or_path}: {why}") from error
+
+
+def _freeze_as_built(model: PreTrainedModel) -> None:
+    """Freezes what the authors of a model freeze when they build it; transformers forgets this as it loads weights."""
+    with torch.device("meta"):
+        built = type(model)(deepcopy(model.config))
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
