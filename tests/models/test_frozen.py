@@ -55,7 +55,7 @@ class Packed(Tensor):
     """Looks like the quantised tensors of torchao."""
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> Packed:
+    def __new__(cls: type[Packed], values: Tensor) -> Packed:
         return torch.Tensor._make_subclass(cls, values)
 
 
@@ -108,7 +108,7 @@ def test_quantised_weights_stay_frozen(kind: str) -> None:
     assert moved == trained(model)
     with pytest.warns(UserWarning, match="2 of 2 weights"):
         Full("up_proj.weight").apply(model)
-    with pytest.raises(UserError, match="no trainable parameter.* LoRA and ZOAct"):
+    with pytest.raises(UserError, match=r"no trainable parameter.* LoRA and ZOAct"):
         step(model, MeZO)
     step(model, ZOAct)
 

@@ -140,6 +140,8 @@ def _add_peft(model: PreTrainedModel, config: PeftConfig, seed: int, option: str
     """Returns the model with the adapters of a peft configuration; their initial values depend on the seed alone."""
     # peft reads an attribute that transformers deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # Adapters on tied weights are refused below.
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied", category=UserWarning)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -187,6 +189,6 @@ def _warn_of_coarse(coarse: Sequence[nn.Parameter], count: int) -> None:
     if coarse:
         size = sum(parameter.numel() * parameter.element_size() for parameter in coarse) / 2**20
         rank_zero_warn(
-            f"model.tuning: {len(coarse)} of {count} weights ({size:.3g} MiB) have integers or floats of 8 bits and stay "
-            "frozen; zolit.models.LoRA and the method ZOAct train adapters beside them"
+            f"model.tuning: {len(coarse)} of {count} weights ({size:.3g} MiB) have integers or floats of 8 bits and "
+            "stay frozen; zolit.models.LoRA and the method ZOAct train adapters beside them"
         )

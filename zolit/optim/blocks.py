@@ -63,7 +63,9 @@ def trainable_weights(model: nn.Module) -> list[Weight]:
     weights = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.numel():
-            require(parameter.element_size() > 1, f"{name} has floats of 8 bits, which no small step can move: freeze it")
+            require(
+                parameter.element_size() > 1, f"{name} has floats of 8 bits, which no small step can move: freeze it"
+            )
             parameter.data = parameter.data.contiguous()
             weights.append(Weight(name, parameter, key_of(name)))
     require(

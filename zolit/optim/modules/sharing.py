@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from torch import Tensor, nn
 
 from zolit.errors import require
@@ -41,5 +39,5 @@ def check_sharing(model: nn.Module) -> None:
 
 def _extent(tensor: Tensor) -> int:
     """Returns the number of bytes from the first element of a tensor to its last one, gaps included."""
-    steps = itertools.starmap(lambda size, stride: (size - 1) * stride, zip(tensor.shape, tensor.stride(), strict=True))
-    return (sum(steps) + 1) * tensor.element_size()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
