@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import pickle
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.conftest import Fit
 from zolit import MeZO
-from zolit.errors import UserError
+from zolit.errors import Stopped, UserError
 from zolit.training.averaging import prepare_averaging
 from zolit.training.module import ZerothOrderModule
 
@@ -110,3 +114,21 @@ def test_copies_of_the_module() -> None:
     assert copied._language.model is copied.model
     assert same(copied.state_dict(), module.state_dict())
     assert pickle.loads(pickle.dumps(ZerothOrderModule("zolit/quickstart/model"))).name_or_path == module.name_or_path
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_a_run_does_not_stop_while_the_model_has_the_averaged_weights(averages: bool) -> None:
+    """A checkpoint would take them for the current ones."""
+    module: Any = ZerothOrderModule("zolit/quickstart/model")
+    module._trainer = SimpleNamespace(
+        callbacks=[EMAWeightAveraging()] * averages,
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        world_size=1,
+    )
+    module._stop.signum = signal.SIGTERM
+    with contextlib.nullcontext() if averages else pytest.raises(Stopped):
+        module.on_validation_batch_end(None, None, 0)
+    with pytest.raises(Stopped):
+        module.on_validation_end()
+    module._signals.close()
