@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig
 
 from tests.helpers.families import GROUPED, MASKED
 from zolit import MeZO, ZOAct
+from zolit.cli.export import _type_of
 from zolit.errors import UserError
 from zolit.models.loading import is_masked_lm, load_language_model
 from zolit.models.tuning import Full, LoRA, Tuning
@@ -157,3 +158,9 @@ def test_parts_of_one_storage_are_separate_weights() -> None:
     model, storage = nn.Module(), torch.randn(16, 8)
     model.first, model.second = nn.Parameter(storage[:8]), nn.Parameter(storage[8:])
     MeZO(model)
+
+
+def test_the_type_of_an_export_is_that_of_most_weights() -> None:
+    whole, bits = torch.zeros(9, dtype=torch.bfloat16), torch.zeros(99, dtype=torch.int8)
+    assert _type_of({"scale": torch.zeros(3), "weight": whole, "packed": bits}) == torch.bfloat16
+    assert _type_of({"packed": bits}) == torch.float32

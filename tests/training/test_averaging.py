@@ -95,7 +95,7 @@ class Positions(torch.nn.Module):
 
 def test_integers_are_not_averaged() -> None:
     """An average rounds them down: position 3 would become 2."""
-    callback = EMAWeightAveraging()
+    callback = EMAWeightAveraging(decay=0.9)
     trainer = pl.Trainer(accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False)
     prepare_averaging(trainer)
     model = Positions()

@@ -94,7 +94,7 @@ def _type_of(weights: dict[str, torch.Tensor]) -> torch.dtype:
     for weight in weights.values():
         if weight.is_floating_point() and weight.element_size() > 1:
             counts[weight.dtype] += weight.numel()
-    return counts.most_common(1)[0][0]
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
 
 
 def _tuning(options: dict[str, Any]) -> Tuning:
