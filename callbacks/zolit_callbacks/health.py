@@ -1,4 +1,4 @@
-"""Says when a run goes wrong: too large a rate, probes that do not differ, skipped steps, metrics that are NaN."""
+"""Says when a run goes wrong: too large a rate, probes that do not differ, skipped steps, metrics that stand still."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing_extensions import override
 from zolit.optim.report import StepReport
 from zolit_callbacks.checkpoint import deciding_metric
 
-Trouble = Literal["rate", "alike", "metrics", "diverged", "skipped"]
+Trouble = Literal["rate", "alike", "metrics", "diverged", "skipped", "still"]
 
 _MOST = 0.5
 """Share of trained weights from which on a step is compared with their size. LoRA learned with steps of 8 times it."""
@@ -35,6 +35,8 @@ _FALL = 0.5
 this may be better than a loss before training, but not by so much."""
 _LAST = 20
 """Number of the last training losses that are averaged."""
+_STILL_STEPS, _STILL_SHARE = 100, 1e-3
+"""Steps after which the score should differ from that at the start, or the loss by this share of it."""
 
 
 class HealthMonitor(pl.Callback):
@@ -54,6 +56,8 @@ class HealthMonitor(pl.Callback):
       the score has not risen by .05, and the loss has not halved. Without a validation before the first step, the
       weights are ten times as large, and the loss of the last steps is above half of that of the first step.
     - *skipped*: all steps until a validation were skipped.
+    - *still*: for a hundred steps or more, the score of each validation is that of the first one, and the loss as good
+      as equal.
 
     Checkpoints keep the state, so that a resumed run neither forgets the start nor repeats a sentence. The caller of
     the fit asks ``verdict`` after the final weights are validated; the command line does so.
@@ -64,6 +68,7 @@ class HealthMonitor(pl.Callback):
         self._said: set[Trouble] = set()
         self._before: dict[str, float] = {}
         self._after: dict[str, float] = {}
+        self._stands_still = True
         self._start: float | None = None
         self._size = 0.0
         self._largest_step = 0.0
@@ -136,6 +141,22 @@ class HealthMonitor(pl.Callback):
                 self._say("diverged", self._diverged_sentence(trainer))
             if self._all_skipped():
                 self._say("skipped", self._skipped_sentence())
+            self._check_movement(f"val/{deciding_metric(trainer)}")
+
+    def _check_movement(self, score: str) -> None:
+        """Warns if nothing in the validations has moved, unless another sentence has said why."""
+        names = [name for name in (score, "val/loss") if name in self._after and name in self._before]
+        first, last = ([metrics[name] for name in names] for metrics in (self._before, self._after))
+        shares = [0.0] * (len(names) - 1) + [_STILL_SHARE]
+        pairs = zip(first, last, shares, strict=True) if names else ()
+        self._stands_still &= bool(names) and all(abs(new - old) <= share * abs(old) for old, new, share in pairs)
+        if self._stands_still and self._steps >= _STILL_STEPS and not self._said & {"rate", "alike", "skipped"}:
+            figures = " and ".join(f"{name} ({value:.3g})" for name, value in zip(names, last, strict=True))
+            self._say(
+                "still",
+                f"{figures} did not move in {self._steps} steps: raise model.optimizer.lr, or train weights that "
+                "change the answers (model.tuning)",
+            )
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -213,6 +234,7 @@ class HealthMonitor(pl.Callback):
             "said": sorted(self._said),
             "before": self._before,
             "after": self._after,
+            "stands_still": self._stands_still,
             "steps": self._steps,
             "skipped": self._skipped,
             "start": self._start,
@@ -229,6 +251,7 @@ class HealthMonitor(pl.Callback):
         self._said = set(state_dict["said"])
         self._before = dict(state_dict["before"])
         self._after = dict(state_dict["after"])
+        self._stands_still = state_dict["stands_still"]
         self._steps, self._skipped = state_dict["steps"], state_dict["skipped"]
         self._start = state_dict["start"]
         self._size = state_dict["size"]

@@ -61,12 +61,9 @@ class _CudaGauge(Gauge):
 class _LinuxGauge(Gauge):
     """Uses the process's resident memory and the kernel's high-water mark, which writing "5" resets (man 5 proc)."""
 
-    def __init__(self) -> None:
-        self._trim = ctypes.CDLL(None).malloc_trim
-
     def reset(self) -> None:
         # glibc keeps tens of MiB of freed activations: they would count as held, and new activations would not count.
-        self._trim(0)
+        ctypes.CDLL(None).malloc_trim(0)  # not kept: a copy of the callbacks would have to copy it
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def held(self) -> int:

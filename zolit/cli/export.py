@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,7 +78,7 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     loaded = load_language_model(
         options["name_or_path"],
-        dtype=next(iter(weights.values())).dtype,
+        dtype=_type_of(weights),
         attn_implementation=options.get("attn_implementation"),
         trust_remote_code=options["trust_remote_code"],
     )
@@ -86,6 +87,15 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
     check_weights(weights, model.state_dict())
     model.load_state_dict(weights)
     return model
+
+
+def _type_of(weights: dict[str, torch.Tensor]) -> torch.dtype:
+    """Returns the type of most weights; some stay in float32 beside weights of 16 bits, or are quantised."""
+    counts: Counter[torch.dtype] = Counter()
+    for weight in weights.values():
+        if weight.is_floating_point() and weight.element_size() > 1:
+            counts[weight.dtype] += weight.numel()
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
 
 
 def _tuning(options: dict[str, Any]) -> Tuning:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from zolit.errors import require
 from zolit.models.batches import AnswerBatch, PromptBatch
 from zolit.models.loading import is_masked_lm
 from zolit.models.tuning import Tuning
@@ -31,16 +32,20 @@ class LanguageModel:
     def __init__(self, loaded: PreTrainedModel, tuning: Tuning, use_cache: bool = True) -> None:
         self._masked = is_masked_lm(loaded.config)
         options = inspect.signature(loaded.forward).parameters
+        takes_all = any(option.kind is option.VAR_KEYWORD for option in options.values())
+        self._options = None if takes_all else frozenset(options)
         self._accepts_positions = "position_ids" in options and not self._masked
         self._cache_option = "cache" if "cache" in options else "past_key_values"  # renamed within transformers 5
         self._use_cache = use_cache
-        self._shares_prompts = use_cache
+        self._shares_prompts = use_cache and self._accepts("use_cache") and self._accepts(self._cache_option)
+        self._positions = _positions(loaded) if self._masked else None
         if hasattr(loaded, "generation_config"):
             # A folder may ask for beams, sampling or penalties; answers are generated greedily.
             loaded.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # untyped there
         self._num_prefix_tokens = tuning.num_prefix_tokens
-        head: nn.Module = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
-        head.register_forward_pre_hook(_make_contiguous)
+        head: nn.Module | None = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
+        if head is not None:  # a class of its own may not say which module is its head
+            head.register_forward_pre_hook(_make_contiguous)
         self.model: nn.Module = tuning.apply(loaded)
 
     def word_logits(self, batch: PromptBatch) -> Tensor:
@@ -49,7 +54,12 @@ class LanguageModel:
         if self._masked:
             # Many encoders count positions from the start of the row, so the padding goes to its end.
             ids, mask = _padded_right(batch.input_ids, batch.attention_mask)
-            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            require(
+                self._positions is None or ids.shape[1] <= self._positions,
+                f"model.name_or_path: a record has {ids.shape[1]} tokens, and the model has {self._positions} "
+                f"positions; set data.max_tokens {self._positions}",
+            )
+            logits = self._call(input_ids=ids, attention_mask=mask).logits
             answers = mask.sum(1) + batch.answer_position
             return logits[torch.arange(len(logits), device=logits.device), answers]
         logits = self._last_logits(batch.input_ids, batch.attention_mask, 1)
@@ -90,6 +100,9 @@ class LanguageModel:
             One answer for each prompt, stripped.
         """
         model: Any = self.model
+        require(
+            hasattr(model, "generate"), "model.name_or_path: this model cannot write answers (it has no `generate`)"
+        )
         ids, mask = batch.prompt_ids, batch.prompt_mask
         options: dict[str, Any] = {}
         if self._num_prefix_tokens:
@@ -119,15 +132,23 @@ class LanguageModel:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
         """Calls the model, with the tokens' positions if it accepts them."""
-        model: Any = self.model
+        base: Any = self.model
         if self._num_prefix_tokens:
             # peft would count positions from the start of the padding, so the prefix is passed here, as peft passes it.
             mask, cached = self._prepend_prefix(mask)
             options, positions = {**options, **cached}, positions + self._num_prefix_tokens
-            model = model.get_base_model()
+            base = base.get_base_model()
         if self._accepts_positions:
             options["position_ids"] = positions
-        return model(input_ids=ids, attention_mask=mask, **options)
+        return self._call(base, input_ids=ids, attention_mask=mask, **options)
+
+    def _call(self, model: Any = None, **options: Any) -> Any:
+        """Calls a model with the options that it has; the check of rows finds out where a mask was needed."""
+        accepted = {name: value for name, value in options.items() if self._accepts(name)}
+        return (self.model if model is None else model)(**accepted)
+
+    def _accepts(self, option: str) -> bool:
+        return self._options is None or option in self._options
 
     def _prepend_prefix(self, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Returns the mask with the prefix before it, and the option that passes the prefix's keys and values."""
@@ -158,6 +179,17 @@ class LanguageModel:
         positions = _position_ids(mask)[:, -length:-1]
         rest = self._forward(batch.answer_ids[:, :-1], mask[:, :-1], positions, **{self._cache_option: cache})
         return torch.cat([first, rest.logits], dim=1)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Returns the number of tokens for which a model has learned positions; None if it has no table of positions.
+
+    In RoBERTa and its relatives, positions begin after the one of padding.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _is_plain(cache: Any) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -38,10 +40,12 @@ def check_model_path(name_or_path: str) -> None:
         name_or_path: A folder, or the id of a model on the hub.
 
     Raises:
-        UserError: If a folder has no model or no weights, or the path is no hub id and no existing folder.
+        UserError: If a folder has no model, no weights, or an adapter, or the path is no hub id and no existing folder.
     """
     folder = Path(name_or_path)
     if is_folder(name_or_path):
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(_adapter_sentence(name_or_path))
         if not (folder / "config.json").is_file():
             msg = f"model.name_or_path: the folder {name_or_path} has no config.json; name a Hugging Face model folder"
             raise UserError(msg)
@@ -120,6 +124,7 @@ def load_language_model(
         why = blame(name_or_path, error, checks)
         raise UserError(f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {why}") from error
     _check_weights(name_or_path, model, report)
+    _freeze_as_built(model)
     model.train(False)
     return model
 
@@ -143,9 +148,21 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool) -> PreTrainedToke
         raise UserError(f"cannot load a tokenizer from {name_or_path}: {why}") from error
 
 
+def _freeze_as_built(model: PreTrainedModel) -> None:
+    """Freezes what the authors of a model freeze when they build it; transformers forgets this as it loads weights."""
+    with torch.device("meta"):
+        built = type(model)(deepcopy(model.config))
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
 def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """Refuses random weights: transformers draws those that a file lacks or has in another shape."""
     where = f"model.name_or_path: {name_or_path}"
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(_adapter_sentence(name_or_path))
     if wrong := sorted(report["mismatched_keys"]):
         _, saved, needed = wrong[0]
         raise UserError(
@@ -154,8 +171,13 @@ def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, 
         )
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"{where} lacks {_several(missing)}, which a {type(model).__name__} needs; name a model with all of its"
+            f"{where} lacks {_several(missing)}, which {type(model).__name__} needs; name a model with all of its"
             " weights"
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        rank_zero_warn(
+            f"{where} has {_several(unused)} for which {type(model).__name__} has no place as config.json describes it;"
+            " the run does without"
         )
     if report["error_msgs"]:
         raise UserError(f"{where} cannot be loaded: {str(report['error_msgs'][0]).splitlines()[0][:200]}")
@@ -165,6 +187,13 @@ def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, 
         )
     if not any(weight.any() for weight in model.parameters() if weight.ndim > 1):
         raise UserError(f"{where} has only zeros as weights; its file of weights is damaged")
+
+
+def _adapter_sentence(name_or_path: str) -> str:
+    return (
+        f"model.name_or_path: {name_or_path} has an adapter of peft (adapter_config.json); merge it into its model with"
+        " merge_and_unload, and name the folder of the merged model"
+    )
 
 
 def _several(names: Sequence[str]) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -40,8 +43,12 @@ class Tuning(ABC):
 class Full(Tuning):
     """Trains weights of the model itself.
 
+    Weights that the authors of the model froze stay frozen, such as the biases that route tokens to experts. So do
+    weights with integers or floats of 8 bits, which a small step cannot move.
+
     Args:
         pattern: Regular expression. Weights whose names it does not match anywhere are frozen; the default matches all.
+            A pattern that matches frozen weights alone trains them.
 
     Raises:
         UserError: If the pattern is not a valid regular expression.
@@ -57,11 +64,17 @@ class Full(Tuning):
     @override
     def apply(self, model: PreTrainedModel) -> nn.Module:
         """Freezes the weights whose names do not match; see ``Tuning.apply``."""
-        found = False
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(bool(self._pattern.search(name)))
-            found = found or parameter.requires_grad
-        require(found, f"model.tuning.pattern: {self._pattern.pattern!r} matches no weight of the model")
+        # A tied weight has several names, and each of them counts.
+        found = {p: None for name, p in model.named_parameters(remove_duplicate=False) if self._pattern.search(name)}
+        require(bool(found), f"model.tuning.pattern: {self._pattern.pattern!r} matches no weight of the model")
+        fine = [parameter for parameter in found if _is_fine(parameter)]
+        chosen = [parameter for parameter in fine if parameter.requires_grad]
+        if not chosen and self._pattern.pattern:
+            chosen = fine
+        _warn_of_coarse([parameter for parameter in found if not _is_fine(parameter)], len(found))
+        model.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
         return cast("nn.Module", model)
 
 
@@ -127,6 +140,8 @@ def _add_peft(model: PreTrainedModel, config: PeftConfig, seed: int, option: str
     """Returns the model with the adapters of a peft configuration; their initial values depend on the seed alone."""
     # peft reads an attribute that transformers deprecates.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # Adapters on tied weights are refused below.
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied", category=UserWarning)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -135,5 +150,45 @@ def _add_peft(model: PreTrainedModel, config: PeftConfig, seed: int, option: str
     except ValueError as error:
         msg = f"{option}: {' '.join(str(error).split())}"
         raise UserError(msg) from error
+    _check_ties(with_adapters, option)
     with_adapters.train(False)
     return cast("nn.Module", with_adapters)
+
+
+def _check_ties(model: nn.Module, option: str) -> None:
+    """Refuses an adapter on one side of a tie: merged into the weight, it would change the other side too."""
+    holders: dict[nn.Parameter, list[str]] = {}
+    for path, parent in model.named_modules():  # a module that is used several times counts once
+        for name, module in parent.named_children():
+            for parameter in module.parameters(recurse=False):
+                holders.setdefault(parameter, []).append(f"{path}.{name}")
+    for module in model.modules():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else None
+        for parameter in base.parameters(recurse=False) if base else ():
+            if len(sides := holders[parameter]) > 1:
+                first, second, *_ = (_plain_name(side) for side in sides)
+                raise UserError(
+                    f"{option}: {first} and {second} share a weight, so an adapter on one of them cannot be merged; "
+                    "leave both out"
+                )
+
+
+def _plain_name(path: str) -> str:
+    return path.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
+def _is_fine(parameter: nn.Parameter) -> bool:
+    """Returns whether a small step can move a weight: it has plain floats of 16 bits or more.
+
+    Quantised weights have integers, floats of 8 bits, or a class of their own that only looks like floats.
+    """
+    return type(parameter.data) is torch.Tensor and parameter.is_floating_point() and parameter.element_size() > 1
+
+
+def _warn_of_coarse(coarse: Sequence[nn.Parameter], count: int) -> None:
+    if coarse:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in coarse) / 2**20
+        rank_zero_warn(
+            f"model.tuning: {len(coarse)} of {count} weights ({size:.3g} MiB) have integers or floats of 8 bits and "
+            "stay frozen; zolit.models.LoRA and the method ZOAct train adapters beside them"
+        )

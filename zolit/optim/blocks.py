@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from zolit.errors import UserError, require
+from zolit.optim.modules.sharing import check_sharing
 from zolit.optim.randomness import key_of
 
 
@@ -56,14 +57,22 @@ def trainable_weights(model: nn.Module) -> list[Weight]:
     A parameter that several modules share is listed once.
 
     Raises:
-        UserError: If no parameter requires a gradient.
+        UserError: If no parameter requires a gradient, or one has 8-bit floats or shares memory with another tensor.
     """
+    check_sharing(model)
     weights = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.numel():
+            require(
+                parameter.element_size() > 1, f"{name} has floats of 8 bits, which no small step can move: freeze it"
+            )
             parameter.data = parameter.data.contiguous()
             weights.append(Weight(name, parameter, key_of(name)))
-    require(bool(weights), "the model has no trainable parameter: set requires_grad=True on the parameters to tune")
+    require(
+        bool(weights),
+        "the model has no trainable parameter: set requires_grad=True on the parameters to tune; beside quantised "
+        "weights, LoRA and ZOAct train adapters",
+    )
     return weights
 
 

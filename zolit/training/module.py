@@ -27,6 +27,7 @@ from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
 from zolit.tasks.metrics import MeanScore
 from zolit.tasks.task import Task
+from zolit.training.averaging import Shared, check_averaged
 from zolit.training.checkpoint_io import AtomicCheckpointIO
 from zolit.training.objective import Kind, Objective
 from zolit.training.precision import LoadedPrecision
@@ -98,8 +99,8 @@ class ZerothOrderModule(SignalSafeModule):
         self.model: nn.Module | None = None
         self._tuning = tuning or Full()
         # The parameter has no default method: jsonargparse would pass the default's options on to another method.
-        self._make_optimizer = optimizer or MeZO
-        self._make_scheduler = lr_scheduler
+        self._make_optimizer = Shared(optimizer or MeZO)
+        self._make_scheduler = lr_scheduler and Shared(lr_scheduler)
         self._objective_kind = objective
         self._micro_batch_size = micro_batch_size
         self._row_check = RowCheck(check_rows)
@@ -180,6 +181,7 @@ class ZerothOrderModule(SignalSafeModule):
         """Creates the optimizer, its collectives and the scheduler; see ``LightningModule.configure_optimizers``."""
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
+        check_averaged(self)
         if self._split:
             optimizer.collectives = SplitCollectives(optimizer)
         elif self.trainer.world_size > 1:

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from zolit.errors import Stopped
 from zolit.optim.signals import deferred_signals
+from zolit.training.averaging import averaging, prepare_averaging
 from zolit.training.loop_state import make_resumable, set_logged_step
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -122,7 +123,8 @@ class SignalSafeModule(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        """Puts the module's callback before all others. Lightning would put it last."""
+        """Puts the module's callback before all others. Lightning would put it last. Prepares averages of weights."""
+        prepare_averaging(self.trainer)
         known = self.trainer.callbacks  # type: ignore[attr-defined]  # set, not declared
         if not any(type(callback) is _FirstCallback for callback in known):
             known.insert(0, _FirstCallback())
@@ -151,8 +153,11 @@ class SignalSafeModule(LightningModule):
 
     @override
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Handles the signals that arrived during a batch of a validation."""
-        if self.validates_a_fit:
+        """Handles the signals that arrived during a batch of a validation, unless it is that of averaged weights.
+
+        The model has the averaged weights then, and a checkpoint would take them for the current ones.
+        """
+        if self.validates_a_fit and not averaging(self.trainer):
             self._handle()
             if self.trainer.world_size == 1:  # several processes stop after a step, together
                 self._stop_if_asked(self._stop.signum)

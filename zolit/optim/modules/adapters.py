@@ -21,9 +21,9 @@ def attach(model: nn.Module, rank: int, pattern: str = "") -> None:
 
     y = f(x) + (x Vᵀ) Cᵀ (ZO-Act, arXiv 2607.01125). C has shape (d_out, r), begins at 0 and is trainable. V has shape
     (r, d). It is a buffer of zeros until ``OneShotBasis`` finds a basis. Both are float32 and part of the
-    ``state_dict`` of the model. The weight of the layer is never written, and may be quantised. Output heads get no
-    coefficients: neither heads that are tied to an embedding, nor ``get_output_embeddings`` of the model. A layer that
-    has coefficients already keeps them.
+    ``state_dict`` of the model. The weight of the layer is never written, and may be quantised. Layers that share
+    a weight get no coefficients, nor does the output head (``get_output_embeddings``). A layer that has coefficients
+    already keeps them.
 
     Args:
         model: The model.
@@ -81,9 +81,14 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
 def merge_coefficients(model: nn.Module) -> None:
     """Adds C V to the weights of the layers, and removes the coefficients. Called for an export.
 
-    The weights must be of a floating type.
+    Raises:
+        UserError: If a weight is quantised: rounding would lose the coefficients.
     """
-    for module in adapted_modules(model).values():
+    for name, module in adapted_modules(model).items():
+        require(
+            module.weight.is_floating_point() and module.weight.element_size() > 1,
+            f"the coefficients of ZOAct cannot be merged into {name}, which is quantised ({module.weight.dtype})",
+        )
         delta = module.zo_coefficients.float() @ module.zo_basis.float()
         module.weight.copy_((module.weight.float() + delta).to(module.weight.dtype))
         del module._parameters[COEFFICIENTS], module._buffers[BASIS]

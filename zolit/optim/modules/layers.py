@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor, nn
 
 
@@ -19,14 +21,14 @@ def find_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Returns the linear layers of a model by name, quantised layers included.
 
-    Modules that share their weight with an embedding are left out, such as a tied output head. Their inputs determine
-    only one of the two parts of the gradient of this weight.
+    Modules that share their weight with another module are left out, such as an output head that is tied to an
+    embedding. Their inputs determine only one of the two parts of the gradient of this weight.
     """
-    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    held = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(getattr(module, "in_features", None), int)
         and isinstance(getattr(module, "weight", None), Tensor)
-        and id(module.weight) not in looked_up
+        and held[id(module.weight)] <= 1
     }
