@@ -40,7 +40,10 @@ def perturb(
         u, factor = directions.draw(moving[0], weight, start, stop, out.dtype)
         if u.dtype == out.dtype or not narrow:
             add(origin, u, alpha=coefficients[moving[0]] * factor, out=out)
-            return
+        else:
+            total = scratch.get(stop - start, out.device).copy_(origin)
+            out.copy_(total.add_(u, alpha=coefficients[moving[0]] * factor))
+        return
     total = scratch.get(stop - start, out.device).copy_(origin) if narrow else out.copy_(origin)
     for direction in moving:
         u, factor = directions.draw(direction, weight, start, stop)
