@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +202,15 @@ class Streamed(Prober):
                 probe.examples = 1  # the next batch may have another size
                 return
         self._disable_joint("the model mixes the examples of a batch, or does not have them along the first dimension")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns whether the model is probed in place, which rounds float32 weights; see ``Stage.state_dict``."""
+        return {"in_place": self._fallback is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on in place, if the saved run did; see ``Stage.load_state_dict``."""
+        if state.get("in_place"):  # a state of another prober has no such entry
+            self._fallback = InPlace()
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the buffers for perturbed matrices and sums; see ``Stage.scratch_bytes``."""
