@@ -42,9 +42,13 @@ class Stage:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state that a resumed run needs, by name. Called when a checkpoint is saved.
 
-        The values are tensors and plain Python values.
+        The values are tensors and plain Python values. The tensors are those of the stage, as in torch's optimizers: a
+        copy would take as much memory again. Copy the result to keep it beyond the next step.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned. Called once, after ``bind``, when a run resumes."""
+        """Restores what ``state_dict`` returned. Called once, after ``bind``, when a run resumes.
+
+        Tensors that the stage changes in place are copied, so that the given state keeps its values.
+        """

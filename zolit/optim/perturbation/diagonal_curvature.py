@@ -118,8 +118,7 @@ class DiagonalCurvature(Perturbation):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns h of every weight that has one, and the state of the law of z; see ``Stage.state_dict``."""
-        diagonals = {name: diagonal.clone() for name, diagonal in self._diagonals.items()}
-        return {"diagonals": diagonals, "law": self._law.state_dict()}
+        return {"diagonals": dict(self._diagonals), "law": self._law.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores h, in float32 for all types of weights, and the law of z; see ``Stage.load_state_dict``."""

@@ -102,7 +102,7 @@ class Adam(Update):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns m and v by the names of the weights; see ``Stage.state_dict``."""
-        return {"steps": self._steps, "moments": {name: both.clone() for name, both in self._moments.items()}}
+        return {"steps": self._steps, "moments": dict(self._moments)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores m and v, in float32 for all types of weights; see ``Stage.load_state_dict``."""

@@ -135,8 +135,7 @@ class LayerProjection(Update):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns θ0 and the state of the inner update; see ``Stage.state_dict``."""
-        origins = {name: origin.clone() for name, origin in self._origins.items()}
-        return {**self._inner.state_dict(), "origins": origins}
+        return {**self._inner.state_dict(), "origins": dict(self._origins)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores θ0 and the state of the inner update; see ``Stage.load_state_dict``."""

@@ -84,7 +84,7 @@ class SGD(Update):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns v of every weight that has one; see ``Stage.state_dict``."""
-        return {"velocities": {name: velocity.clone() for name, velocity in self._velocities.items()}}
+        return {"velocities": dict(self._velocities)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores v, in float32 for all types of weights; see ``Stage.load_state_dict``."""
