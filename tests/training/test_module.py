@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from zolit import quickstart
 from zolit.data.datamodule import PromptedData
+from zolit.models.batches import Batch, micro_batches
 from zolit.tasks.classification import Classification
 from zolit.training.module import ZerothOrderModule
 
@@ -63,3 +64,39 @@ def test_an_examples_loss_does_not_depend_on_its_batch(folder: Path) -> None:
     torch.testing.assert_close(module.objective(turned).flip(0), together, atol=1e-5, rtol=1e-5)
     module._micro_batch_size = 5
     torch.testing.assert_close(module.objective(batch), together, atol=1e-5, rtol=1e-5)
+
+
+def saved_bytes(module: ZerothOrderModule, batch: Batch) -> tuple[int, list[torch.Tensor]]:
+    """Returns the bytes that the forward of a gradient keeps for its backward pass, and the gradients."""
+    kept = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    assert module.model is not None
+    parts = list(micro_batches(batch, module._micro_batch_size))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = module._losses(parts).mean()
+    return kept, list(torch.autograd.grad(loss, [*module.model.parameters()], allow_unused=True))
+
+
+def test_micro_batches_save_activations_of_a_backward_pass(folder: Path) -> None:
+    module = ZerothOrderModule(str(folder))
+    module.configure_model()
+    data = PromptedData(
+        name_or_path=str(folder),
+        train_file=str(quickstart.TRAIN),
+        validation_file=str(quickstart.VALIDATION),
+        validation_examples=12,
+        eval_batch_size=12,
+        task=Classification("{sentence} It was"),
+    )
+    data.setup("validate")
+    (batch,) = data.val_dataloader()
+    whole, expected = saved_bytes(module, batch)
+    module._micro_batch_size = 5
+    kept, gradients = saved_bytes(module, batch)
+    assert kept < whole / 50
+    torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-4)

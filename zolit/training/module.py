@@ -62,7 +62,7 @@ class ZerothOrderModule(SignalSafeModule):
             tasks. metric is one minus the answer's score (accuracy of a choice, F1 of a generated answer), which has no
             gradient.
         micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
-            same step up to rounding; null evaluates the whole batch at once.
+            same step up to rounding; null evaluates the whole batch at once. A backward pass computes each part again.
         check_rows: Compare the loss of one example alone with its loss in the first batch, and refuse a model that does
             not ignore padding.
         attn_implementation: Attention of transformers, such as sdpa or eager; null lets transformers choose.
@@ -203,7 +203,8 @@ class ZerothOrderModule(SignalSafeModule):
 
     def _losses(self, parts: list[Batch], copies: int = 1) -> Tensor:
         """Returns the loss of each example of the batch in parts, repeated ``copies`` times, shape (copies·batch,)."""
-        losses = [self._objective.losses(self._language, part.repeated(copies)).view(copies, -1) for part in parts]
+        repeated = [part.repeated(copies) for part in parts]
+        losses = [part.view(copies, -1) for part in self._objective.losses_of_parts(self._language, repeated)]
         return torch.cat(losses, dim=1).view(-1)
 
     @override

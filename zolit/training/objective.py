@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
 from zolit.errors import require
@@ -68,6 +71,17 @@ class Objective:
         if self.generates:
             return self._one_minus_score(self._score_generated(language, batch), batch)
         return self._answer_losses(language.answer_scores(batch), batch)
+
+    def losses_of_parts(self, language: LanguageModel, parts: Sequence[Batch]) -> list[Tensor]:
+        """Returns the losses of each part of a batch. Called in each forward of training.
+
+        With gradients, a backward pass computes each part again. It then holds the activations of one part, and not
+        those of the whole batch, for the time of one more forward.
+        """
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return [self.losses(language, part) for part in parts]
+        again = partial(checkpoint, self.losses, use_reentrant=False, preserve_rng_state=False)
+        return [again(language, part) for part in parts]
 
     def example_of_row(self, batch: Batch, collectives: Collectives) -> Tensor:
         """Returns the example of each row in the forward that ``losses`` makes, shape (rows,), int64.

@@ -108,19 +108,23 @@ class Knapsack(Selection):
                 gradient = gradients.pop(weight)
                 weight.parameter.data.sub_(self._trial * gradient / (gradient.abs() + 1e-8))
             after = base.gradients(weights)
-            moved = {weight: weight.parameter.detach().float() - before[weight].float() for weight in weights}
+            # One weight at a time: float32 differences of all weights would double the memory of 16-bit weights.
+            products = {weight: self._product(weight, before[weight], after.pop(weight)) for weight in weights}
         finally:
             for weight, theta in before.items():
                 weight.parameter.data.copy_(theta)
-        gain = [
-            -sum(float((after[weight].float() * moved[weight]).sum(dtype=torch.float64)) for weight in block.weights)
-            for block in self.blocks
-        ]
+        gain = [-sum(products[weight] for weight in block.weights) for block in self.blocks]
         importance = (torch.tensor(gain, dtype=torch.float64) / (max(map(abs, gain)) or 1.0)).flip(0)
         # The two costs of all tensors add up to 1,000.
         cost = (self.sizes.double() * (_UNITS / 2 / float(self.sizes.sum()))).long().flip(0).tolist()
         chosen = best_set(importance.tolist(), cost, cost, round(self._budget * _UNITS))
         return [self.blocks[len(self.blocks) - 1 - index].name for index in chosen]
+
+    @staticmethod
+    def _product(weight: Weight, before: torch.Tensor, gradient: torch.Tensor) -> float:
+        """Returns the product of a gradient and the move of its weight, summed in float64."""
+        moved = weight.parameter.detach().float() - before.float()
+        return float((gradient.float() * moved).sum(dtype=torch.float64))
 
     def select(self, step: Step) -> BlockSample:
         """Returns the blocks that are not first order; see ``Selection.select``."""
