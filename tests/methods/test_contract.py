@@ -20,7 +20,7 @@ from zolit import ZerothOrder
 SLOW = {"senszoq", "bszo"}
 """Forms with defaults for large models: one of the 132 weights moves, or derivatives count as outliers."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:eps. .* is below the resolution")  # the tiny model has large weights
+pytestmark = pytest.mark.filterwarnings("ignore:step. eps. .* is rounded away")  # the tiny model has large weights
 
 
 @pytest.fixture(params=METHODS)

@@ -11,15 +11,11 @@ from torch import Tensor
 from tests.helpers.runs import assert_same
 from tests.helpers.tiny import Layered, layered, regression, same, weights_of
 from zolit import FirstOrder, HiZFO, MeZO, NonFiniteLossError, SensZOQ, ZerothOrder
-from zolit.optim import SGD, Adam, Backprop, LayerProjection
 
 METHODS: dict[str, Callable[[Layered], ZerothOrder]] = {
     "first order": lambda model: FirstOrder(model, lr=1e-2),
     "hi-zfo": lambda model: HiZFO(model, lr=1e-2, eps=1e-2, interval=1),
     "sens-zoq": lambda model: SensZOQ(model, lr=1e-2, eps=1e-2),
-    "first order beside a projection": lambda model: ZerothOrder(
-        model, update=Backprop(Adam(), None, LayerProjection(SGD(), every=1, steps=1, pattern="weight"))
-    ),
 }
 
 

@@ -78,7 +78,7 @@ class BasePoint:
         Raises:
             NotFinite: If the loss is NaN or infinite.
         """
-        return self._recorded(mean_losses(self.closure))
+        return self._recorded(float(self.collectives.all_mean(mean_losses(self.closure)).cpu().double()))
 
     def gradients(self, weights: Sequence[Weight]) -> dict[Weight, Tensor]:
         """Evaluates the batch at θ by one forward and one backward pass. Called by stages in ``Stage.prepare``.
@@ -105,20 +105,22 @@ class BasePoint:
             found = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
         torch.clear_autocast_cache()
         self.backward_passes += 1
-        self._recorded(loss.detach().view(1))
+        mean = self.collectives.all_mean(loss.detach().view(1))
         gradients = {
             weight: self.collectives.all_mean(torch.zeros_like(weight.parameter) if own is None else own.contiguous())
             for weight, own in zip(weights, found, strict=True)
         }
         # A loss can be finite where its gradient is not, as at sqrt(0). Adam would keep the NaN for good.
-        largest = [vector_norm(gradient, math.inf) for gradient in gradients.values() if gradient.numel()]
-        for weight, size in zip(gradients, torch.stack(largest).tolist(), strict=True):
+        filled = [(weight.name, gradient) for weight, gradient in gradients.items() if gradient.numel()]
+        largest = [vector_norm(gradient, math.inf) for _, gradient in filled]
+        value, *sizes = torch.stack([mean[0], *(size.to(mean) for size in largest)]).tolist()  # the only wait
+        self._recorded(value)
+        for (name, _), size in zip(filled, sizes, strict=True):
             if not math.isfinite(size):
-                raise NotFinite(f"the gradient of {weight.name}")
+                raise NotFinite(f"the gradient of {name}")
         return gradients
 
-    def _recorded(self, own: Tensor) -> float:
-        loss = float(self.collectives.all_mean(own).cpu().double())
+    def _recorded(self, loss: float) -> float:
         self.losses.append(loss)
         self.known_loss = loss
         if not math.isfinite(loss):

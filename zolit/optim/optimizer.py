@@ -22,7 +22,7 @@ from zolit.optim.counting import COUNTERS, count, warn_or_stop
 from zolit.optim.estimators.base import Estimate, Estimator
 from zolit.optim.estimators.spsa import SPSA
 from zolit.optim.evaluation import Evaluation
-from zolit.optim.first_step import check_first_step
+from zolit.optim.noise import NoiseCheck
 from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.directions import Directions
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
@@ -119,7 +119,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.last_step: StepReport | None = None
         self.resumed_lr: float | None = None
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._is_checked = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses a second group of parameters with a UserError, since blocks would lack it. torch adds the first."""
@@ -192,11 +191,9 @@ class ZerothOrder(torch.optim.Optimizer):
                 raise
 
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
-        if not self._is_checked:
-            self._is_checked = True
-            closure = check_first_step(self.model, self._local_weights, self.eps, closure)
+        noise = None if self.last_step else NoiseCheck(closure, self.model, self._local_weights)
         step = Step(self.seed, self._counts["steps"])
-        base = BasePoint(self.model, closure, self.collectives, step)
+        base = BasePoint(self.model, noise or closure, self.collectives, step)
         trouble = self._prepare(base)
         sample = self.selection.select(step)
         self.perturbation.begin_step(step)
@@ -215,6 +212,8 @@ class ZerothOrder(torch.optim.Optimizer):
             except NotFinite as found:
                 estimate, trouble = None, found
         self.last_step = self._update(step, base, sample, directions, estimate)
+        if noise and self.estimator.probes:
+            noise.warn(self.eps if self.prober.rounds_weights else math.inf)
         if trouble is not None:
             losses = f"the losses {base.losses} are not all finite"
             warn_or_stop(self._counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)

@@ -17,12 +17,14 @@ class Prober(Stage):
 
     Attributes:
         per_example: Whether each example has a separate direction.
+        rounds_weights: Whether perturbed weights are rounded to the type of the weights.
         batch_repeats: Number of copies of the batch that the closure must evaluate in the current forward, 1 or 2. For
             2 the closure repeats its batch along the first dimension, and returns the loss of each example, shape
             (batch_repeats·batch,).
     """
 
     per_example: ClassVar[bool] = False
+    rounds_weights: ClassVar[bool] = True
     batch_repeats: int = 1
 
     @abstractmethod

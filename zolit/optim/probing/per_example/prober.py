@@ -34,6 +34,7 @@ class PerExampleProber(Prober):
     """
 
     per_example = True
+    rounds_weights = False  # x·Wᵀ and the product with the perturbation are added as results
 
     def __init__(self) -> None:
         self._verified: set[Weight] = set()
