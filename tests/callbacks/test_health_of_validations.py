@@ -149,6 +149,7 @@ def test_without_a_validation_at_the_start_nothing_has_stood_still() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the optimizer, about the probes
+@pytest.mark.filterwarnings("ignore:step. eps. .* is rounded away")  # this is what is tested
 @pytest.mark.parametrize(
     ("option", "steps", "sentence"),
     [("lr=1e-9", 101, "did not move in .* raise model.optimizer.lr"), ("eps=1e-12", 11, "raise model.optimizer.eps")],

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tests.helpers.families import CAUSAL
+from tests.helpers.families import build
 from zolit import MeZO, ZOAct
 from zolit.errors import UserError
 from zolit.models.loading import load_language_model
@@ -20,7 +20,7 @@ from zolit.models.tuning import Full, LoRA
 
 SMALL = {"vocab_size": 200, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 BUILT: dict[str, Callable[[], PreTrainedModel]] = {
-    "ernie-moe": CAUSAL["ernie-moe"],
+    "ernie-moe": lambda: build("ernie-moe"),
     "pegasus": lambda: transformers.PegasusForCausalLM(transformers.PegasusConfig(**SMALL)),
     "marian": lambda: transformers.MarianForCausalLM(transformers.MarianConfig(**SMALL, pad_token_id=0)),
 }
@@ -83,7 +83,7 @@ class Scaled(nn.Module):
 
 def packed(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = CAUSAL["llama"]()
+    model = build("llama")
     for layer in model.model.layers:
         layer.mlp.up_proj = Scaled(KINDS[kind](layer.mlp.up_proj.weight.detach()))
     return model

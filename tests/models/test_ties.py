@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from tests.helpers.families import GROUPED, MASKED
+from tests.helpers.families import GROUPED, build
 from zolit import MeZO, ZOAct
 from zolit.cli.export import _type_of
 from zolit.errors import UserError
@@ -36,8 +36,8 @@ BUILT: dict[str, Callable[[], PreTrainedModel]] = {
     "tied": lambda: llama(True),
     "untied": lambda: llama(False),
     "tied, with a head in the file": lambda: llama(True),
-    "bert": MASKED["bert"],
-    "albert": MASKED["albert"],
+    "bert": lambda: build("bert"),
+    "albert": lambda: build("albert"),
 }
 
 
@@ -46,7 +46,7 @@ def loaded(name: str, folder: Path) -> PreTrainedModel:
     BUILT[name]().save_pretrained(folder)
     if "head in the file" in name:
         file = folder / "model.safetensors"
-        head = {"lm_head.weight": torch.randn(200, 32) * 0.02}
+        head = {"lm_head.weight": torch.randn(1000, 32) * 0.02}
         save_file(load_file(file) | head, file, metadata={"format": "pt"})
     return load_language_model(str(folder), dtype=torch.float32, attn_implementation=None, trust_remote_code=False)
 

@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tests.helpers.families import CAUSAL, ENCODER, GROUPED
-from tests.models.test_families import ANSWERS, ROWS, answers, language, prompts
+from tests.helpers.families import ENCODER, GROUPED, build
+from tests.models.test_families import ANSWERS, ROWS, answers, prompts
 from zolit.errors import UserError
 from zolit.models.language_model import LanguageModel
 from zolit.models.tuning import Full
@@ -43,7 +43,7 @@ class Masked(Bare):
 
 @pytest.mark.parametrize("kind", [Bare, Masked])
 def test_a_forward_with_few_options(kind: type[Bare]) -> None:
-    lm = language(lambda: kind(PretrainedConfig()))
+    lm = LanguageModel(kind(PretrainedConfig()).eval(), Full())
     with torch.no_grad():
         for index, row in enumerate(ROWS):
             logits = lm.model(torch.tensor([row]), *([torch.ones(1, len(row))] if kind is Masked else [])).logits[:, -1]
@@ -61,14 +61,14 @@ HEADS: dict[str, Callable[[], PreTrainedModel]] = {
         transformers.Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=0.5, attn_logit_softcapping=1.0)
     ),
     "scaled": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**GROUPED, logit_scale=0.1)),
-    "with a bias": CAUSAL["phi"],
+    "with a bias": lambda: build("phi"),
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_heads(name: str) -> None:
     """Scores are those of the model's own loss."""
-    lm = language(HEADS[name])
+    lm = LanguageModel(HEADS[name]().eval(), Full())
     batch = answers()
     with torch.no_grad():
         scores = lm.answer_scores(batch)
@@ -80,24 +80,24 @@ def test_heads(name: str) -> None:
 
 
 POSITIONS: dict[str, tuple[Callable[[], PreTrainedModel], int]] = {
-    "bert": (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**ENCODER)), 64),
-    "roberta": (lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**ENCODER, pad_token_id=1)), 62),
+    "bert": (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**ENCODER)), 128),
+    "roberta": (lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**ENCODER, pad_token_id=1)), 126),
     "xlm-roberta": (
         lambda: transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**ENCODER, pad_token_id=1)),
-        62,
+        126,
     ),
-    "mpnet": (lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**ENCODER)), 62),
+    "mpnet": (lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**ENCODER)), 126),
     "camembert": (
         lambda: transformers.CamembertForMaskedLM(transformers.CamembertConfig(**ENCODER, pad_token_id=1)),
-        62,
+        126,
     ),
 }
 
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_rows_that_are_too_long(name: str) -> None:
-    build, positions = POSITIONS[name]
-    model = build()
+    make, positions = POSITIONS[name]
+    model = make()
     model.config.architectures = [type(model).__name__]
     lm = LanguageModel(model.eval(), Full())
     with torch.no_grad():

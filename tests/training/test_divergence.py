@@ -57,6 +57,7 @@ def test_a_rate_a_thousand_times_too_large(zolit: Fit, tmp_path: Path, method: s
     assert summary(tmp_path)["steps"] == 24
 
 
+@pytest.mark.filterwarnings("ignore:step. eps. .* is rounded away")  # this is what is tested
 def test_probes_that_do_not_differ(zolit: Fit) -> None:
     with sentences() as said:
         cli = zolit("fit", *SHORT, "--config=configs/method/mezo.yaml", "--model.optimizer.eps=1e-30")

@@ -19,7 +19,7 @@ from zolit.cli.endings import explain_stop, print_line, stop_children
 from zolit.cli.library_errors import explained, from_callback
 from zolit.cli.parser import ZolitParser, with_default_method
 from zolit.cli.predictions import predictions
-from zolit.cli.run_folder import DEFAULT_ROOT, claim, find_save, job_folder, move_loggers
+from zolit.cli.run_folder import DEFAULT_ROOT, claim, find_save, has_requeue_checkpoint, job_folder, move_loggers
 from zolit.cli.trust import check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
 from zolit.errors import Stopped, require
@@ -109,7 +109,7 @@ class ZolitCLI(LightningCLI):
             rank_zero_info(f"ckpt_path: {config.ckpt_path or 'there is no checkpoint yet, the run begins'}")
         path = config.get("ckpt_path")
         require(
-            path is None or Path(path).exists(),
+            path is None or Path(path).exists() or (path == "hpc" and has_requeue_checkpoint(trainer.default_root_dir)),
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)

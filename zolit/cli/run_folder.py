@@ -116,3 +116,8 @@ def job_folder(root: str | None, args: Sequence[str]) -> str | None:
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
     name = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
     return str(Path(root or "", f"job_{name}", f"{zlib.crc32(' '.join(args).encode()):08x}"))
+
+
+def has_requeue_checkpoint(root: str | None) -> bool:
+    """Returns whether ``--ckpt_path hpc`` finds a checkpoint that was saved for a requeued job."""
+    return any(Path(root or ".").glob("hpc_ckpt_*.ckpt"))
