@@ -282,7 +282,9 @@ def _size_of(trainer: pl.Trainer, parameters: Iterable[torch.nn.Parameter]) -> f
     own = [p for p in parameters if not p.is_meta and p.is_floating_point()]
     if not own:
         return 0.0
-    norms = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float32).to(own[0].device) for p in own])
+    norms = torch.stack(
+        [torch.linalg.vector_norm(p, dtype=torch.promote_types(p.dtype, torch.float32)).to(own[0].device) for p in own]
+    )
     sums = norms.new_tensor([sum(norm**2 for norm in norms.tolist()), sum(p.numel() for p in own)])
     # Strategies with one process return the tensor itself.
     squares, count = cast("torch.Tensor", trainer.strategy.reduce(sums, reduce_op="sum")).tolist()

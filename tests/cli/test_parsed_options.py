@@ -36,7 +36,7 @@ def parsed(zolit: Fit, *arguments: str, config: str) -> dict[str, object]:
 @pytest.mark.parametrize("name", names)
 def test_a_yaml_that_names_a_method_alone(zolit: Fit, tmp_path: Path, name: str) -> None:
     (tmp_path / "bare.yaml").write_text(f"model:\n  optimizer:\n    class_path: zolit.{name}\n")
-    assert parsed(zolit, config=str(tmp_path / "bare.yaml")) == defaults(name)
+    assert parsed(zolit, config=str(tmp_path / "bare.yaml")) == {**defaults(name), "seed": 0}
 
 
 @pytest.mark.usefixtures("parse_alone")
@@ -47,7 +47,7 @@ def test_the_command_line_names_another_method(zolit: Fit, before: str, name: st
     given = yaml.safe_load(Path(before).read_text()).get("model", {}).get("optimizer", {}).get("init_args", {})
     found = parsed(zolit, f"--model.optimizer=zolit.{name}", config=before)
     kept = {option: value for option, value in given.items() if option in found}
-    assert {**found, **kept} == {**defaults(name), **kept}
+    assert {**found, **kept} == {**defaults(name), "seed": 0, **kept}
 
 
 def test_without_a_method_it_is_mezo(zolit: Fit, tmp_path: Path) -> None:
@@ -60,3 +60,13 @@ def test_without_a_method_it_is_mezo(zolit: Fit, tmp_path: Path) -> None:
     written = yaml.safe_load(saved.read_text())["model"]["optimizer"]
     assert written["class_path"] == "zolit.MeZO"
     assert written["init_args"].keys() == defaults("MeZO").keys()
+
+
+@pytest.mark.usefixtures("parse_alone")
+def test_a_seed_of_0_is_a_seed(zolit: Fit) -> None:
+    """``seed_everything`` sets the seeds that have no value, also in a method of the user."""
+    given = ("--seed_everything=5", "--data.seed=0", "--model.optimizer=MeZO")
+    config = zolit("fit", *PLAIN, *given, config="configs/model/opt-125m.yaml").config.fit
+    assert (config.data.seed, config.model.optimizer.init_args.seed) == (0, 5)
+    config = zolit("fit", *PLAIN, *given, "--model.optimizer.seed=0", config="configs/model/opt-125m.yaml").config.fit
+    assert config.model.optimizer.init_args.seed == 0

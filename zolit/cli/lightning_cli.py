@@ -113,10 +113,12 @@ class ZolitCLI(LightningCLI):
             f"ckpt_path: there is no file {path}; runs write checkpoints to runs/.../checkpoints/last.ckpt",
         )
         config.model.optimizer = with_default_method(config.model.optimizer)
-        # seed_everything sets each seed that has no other value.
-        for seeded in (config.data, config.model.optimizer.get("init_args", {})):
-            if "seed" in seeded:
-                seeded["seed"] = seeded["seed"] or int(config.seed_everything or 0)
+        # seed_everything sets each seed that has no other value. A method of the user may have 0 as its default.
+        method = config.model.optimizer
+        unset = (None,) if method.class_path.startswith("zolit.") else (None, 0)
+        for seeded, without in ((config.data, (None,)), (method.get("init_args", {}), unset)):
+            if seeded.get("seed", "none") in without:
+                seeded["seed"] = int(config.seed_everything or 0)
         # Several configurations may name the same callback of zolit_callbacks; the options of the last one count.
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

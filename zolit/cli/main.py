@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import threading
 import warnings
@@ -32,7 +33,8 @@ def main() -> None:
         with stoppable():
             _dispatch(sys.argv[1:])
     except Stopped as stopped:
-        if not stopped.explained:
+        # The first process of a machine speaks for the others, which it stops.
+        if not stopped.explained and os.environ.get("LOCAL_RANK", "0") == "0":
             print_line(f"stopped by {name_of(stopped)}; what was not finished is not saved")
         raise
     except (UserError, NonFiniteLossError, DivergedError, MisconfigurationException) as error:

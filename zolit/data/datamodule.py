@@ -52,7 +52,8 @@ class PromptedData(LightningDataModule):
         max_tokens: The longest prompt with its answer, in tokens; null for the model's context.
         too_long: For prompts over the limit: refuse stops with an error; cut removes the start of the prompt and keeps
             the end, which holds the question.
-        seed: Seed of the training order and of the random choices of examples.
+        seed: Seed of the training order and of the random choices of examples; null is seed_everything, or 0 without
+            the command line.
         trust_remote_code: Run code that comes with the tokenizer; the command line copies model.trust_remote_code.
 
     Attributes:
@@ -81,7 +82,7 @@ class PromptedData(LightningDataModule):
         eval_batch_size: int = 32,
         max_tokens: int | None = None,
         too_long: Literal["refuse", "cut"] = "refuse",
-        seed: int = 0,
+        seed: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class PromptedData(LightningDataModule):
             dataset_config or (None if dataset else self.task.dataset_config),
             dataset_splits or self.task.splits,
             {"train": train_examples, "validation": validation_examples, "test": test_examples},
-            seed,
+            seed or 0,
         )
         self.demonstrations = demonstrations
         self.calibrated = calibrated
@@ -103,7 +104,7 @@ class PromptedData(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_tokens = max_tokens
         self.too_long = too_long
-        self.seed = seed
+        self.seed = seed or 0
         self.trust_remote_code = trust_remote_code
         self._encoded: dict[str, EncodedPrompts | EncodedAnswers] = {}
         self._train_loader: ResumableLoader | None = None

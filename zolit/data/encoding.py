@@ -24,7 +24,7 @@ from zolit.data.tokenization import (
     tokenize,
 )
 from zolit.errors import UserError
-from zolit.models.loading import is_masked_lm, load_config, load_tokenizer
+from zolit.models.loading import context_of, is_masked_lm, load_config, load_tokenizer
 from zolit.tasks.task import Question, Record, Task
 
 T = TypeVar("T")
@@ -86,9 +86,7 @@ class Encoder:
             )
         text_config = config.get_text_config()
         vocabulary = getattr(text_config, "vocab_size", None)
-        context = getattr(text_config, "max_position_embeddings", None)
-        if context is not None and config.model_type == "roberta":
-            context -= 1 + (config.pad_token_id or 0)  # RoBERTa's positions start after the padding token's id
+        context = context_of(config)
         if context is not None and context < 1:
             raise UserError(
                 f"model.name_or_path: the config.json of {name_or_path} gives the model a context of {context} tokens"

@@ -56,7 +56,7 @@ class MethodBase(ZerothOrder):
         update: How the weights move. A subclass fixes it.
         lr: η, the learning rate.
         eps: ε, the probe radius.
-        seed: Base seed of all random numbers of the method.
+        seed: Base seed of all random numbers of the method; null is seed_everything, or 0 without the command line.
         blocks: How the weights are partitioned into blocks for the selection: tensor, layer, or a regular expression
             (weights in whose names it finds the same text form a block).
         selection: Which blocks move in a step. None selects all blocks.
@@ -89,7 +89,7 @@ class MethodBase(ZerothOrder):
         update: Update,
         lr: float = 1e-6,
         eps: float = 1e-3,
-        seed: int = 0,
+        seed: int | None = None,
         blocks: str = "tensor",
         selection: Selection | None = None,
         perturbation: Perturbation | None = None,

@@ -112,6 +112,7 @@ class LanguageModel:
             ids = torch.cat([ids.new_zeros(len(ids), self._num_prefix_tokens), ids], dim=1)
             model = model.get_base_model()
         end = tokenizer.eos_token_id
+        padding = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)  # is cut off again
         generated = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -119,8 +120,8 @@ class LanguageModel:
             use_cache=self._use_cache,
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=[token for token in (end, _newline_token(tokenizer)) if token is not None],
-            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            eos_token_id=[token for token in (end, _newline_token(tokenizer)) if token is not None] or None,
+            pad_token_id=padding,
         )
         texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
         return [text.strip().split("\n")[0].strip() for text in texts]

@@ -30,6 +30,8 @@ from zolit.models.finite import first_not_finite
 from zolit.reason import blame, is_folder, panics_as_errors, read_json_object
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm")
+"""Types of models whose first position comes after the id of the padding token."""
 _CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
@@ -60,6 +62,14 @@ def check_model_path(name_or_path: str) -> None:
 def is_masked_lm(config: PretrainedConfig) -> bool:
     """Returns whether a model is a masked language model (RoBERTa) rather than a causal one."""
     return any(name.endswith("ForMaskedLM") for name in _architectures(config))
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Returns how many tokens a text may have; None if the configuration does not say."""
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and config.model_type in _POSITIONS_AFTER_PADDING:
+        return context - 1 - (config.pad_token_id or 0)
+    return context
 
 
 def load_config(name_or_path: str, trust_remote_code: bool) -> PretrainedConfig:

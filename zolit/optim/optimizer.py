@@ -57,7 +57,7 @@ class ZerothOrder(torch.optim.Optimizer):
         model: The model. Its parameters that require a gradient are tuned.
         lr: η, the learning rate.
         eps: ε, the probe radius.
-        seed: Base seed of directions and samples.
+        seed: Base seed of directions and samples; None is 0. The command line replaces None by seed_everything.
         blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
         selection: Samples the blocks to perturb; None is AllBlocks.
         perturbation: The law of the directions; None is GaussianPool.
@@ -85,7 +85,7 @@ class ZerothOrder(torch.optim.Optimizer):
         *,
         lr: float = 1e-6,
         eps: float = 1e-3,
-        seed: int = 0,
+        seed: int | None = None,
         blocks: str = "tensor",
         selection: Selection | None = None,
         perturbation: Perturbation | None = None,
@@ -102,7 +102,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.model = model
         self.blocks = partition(weights, blocks)
         self.eps = eps
-        self.seed = seed
+        self.seed = seed or 0
         self.max_skipped = max_skipped
         # Weights that another process holds are on the meta device.
         self._local_weights = [weight for weight in weights if not weight.parameter.is_meta]
