@@ -60,6 +60,18 @@ def _undecodable(file: Path) -> str:
     return f"{file} is not UTF-8 text"
 
 
+class _TwiceError(Exception):
+    """Raised for an object in JSON with a name twice, of which Python would keep the last."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _read_jsonl(file: Path) -> Table:
     rows = []
     with file.open(encoding="utf-8-sig") as lines:
@@ -67,7 +79,9 @@ def _read_jsonl(file: Path) -> Table:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unique)
+            except _TwiceError as error:
+                raise UserError(f"line {number} of {file} has the name {error.args[0]!r} twice in an object") from None
             except json.JSONDecodeError as error:
                 raise UserError(f"line {number} of {file} is not valid JSON: {error.msg}") from None
             except RecursionError:
