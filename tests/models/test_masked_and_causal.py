@@ -38,17 +38,23 @@ def words(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("folder", ["llama", "roberta"], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*the run has diverged")  # the rate is large, so that each score moves
-def test_lora_is_merged_by_export(zolit: Fit, folder: Path, tmp_path: Path) -> None:
-    options = [*words(tmp_path), f"--model.name_or_path={folder}", "--config=configs/tuning/lora.yaml"]
+@pytest.mark.parametrize("folder", ["llama", "roberta"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("mezo", ["--config=configs/tuning/lora.yaml"]), ("zo-act", ["--config=configs/method/zo-act.yaml"])],
+    ids=["lora", "zo-act"],
+)
+def test_added_weights_are_merged_by_export(
+    zolit: Fit, folder: Path, tmp_path: Path, method: str, options: list[str]
+) -> None:
+    options = [*words(tmp_path), f"--model.name_or_path={folder}", *options]
     short = ["--model.optimizer.lr=1", "--trainer.max_steps=12", "--trainer.log_every_n_steps=1"]
-    fitted = zolit("fit", *options, *short, config="configs/method/mezo.yaml")
+    fitted = zolit("fit", *options, *short, config=f"configs/method/{method}.yaml")
     (batch, *_) = fitted.datamodule.val_dataloader()
     run([f"--ckpt_path={summary(tmp_path)['checkpoint']}", f"--output={tmp_path / 'plain'}"])
-    validated = zolit(
-        "validate", *words(tmp_path), f"--model.name_or_path={tmp_path / 'plain'}", config="configs/method/mezo.yaml"
-    )
+    exported = f"--model.name_or_path={tmp_path / 'plain'}"
+    validated = zolit("validate", *words(tmp_path), exported, config="configs/method/mezo.yaml")
     untouched = zolit("validate", *words(tmp_path), f"--model.name_or_path={folder}", config="configs/method/mezo.yaml")
     losses = [cli.model.objective(batch) for cli in (fitted, validated, untouched)]
     torch.testing.assert_close(losses[0], losses[1], atol=3e-5, rtol=3e-5)
