@@ -57,7 +57,7 @@ def test_models_that_are_no_language_model(name: str, tmp_path: Path) -> None:
         model = load(tmp_path)
         assert model.lm_head.weight is model.transformer.wte.weight
         return
-    with pytest.raises(UserError, match=r"lacks .*which \w+ needs|Unrecognized configuration"):
+    with pytest.raises(UserError, match=r"lacks .*which \w+ needs|Unrecognized configuration|lacks is_decoder"):
         load(tmp_path)
 
 
@@ -93,3 +93,26 @@ def test_an_adapter_of_peft(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "base", tmp_path / "adapter", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"adapter of peft \(adapter_config.json\); merge it"):
         load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("BertLMHeadModel", "BertConfig"),
+        ("RobertaForCausalLM", "RobertaConfig"),
+        ("ElectraForCausalLM", "ElectraConfig"),
+    ],
+)
+def test_an_encoder_that_sees_later_tokens_is_no_causal_model(model: str, config: str, tmp_path: Path) -> None:
+    made = getattr(transformers, config)(**ENCODER, is_decoder=True, pad_token_id=0)
+    getattr(transformers, model)(made).save_pretrained(tmp_path)
+    load(tmp_path)
+    configure(tmp_path, is_decoder=False)
+    with pytest.raises(UserError, match=f"is a {model} whose config.json lacks is_decoder: true"):
+        load(tmp_path)
+
+
+def test_a_decoder_of_an_encoder_decoder_is_a_causal_model(tmp_path: Path) -> None:
+    config = transformers.BartConfig(**BART, decoder_attention_heads=4, encoder_attention_heads=4)
+    transformers.BartForCausalLM(config).save_pretrained(tmp_path)
+    assert load(tmp_path).config.is_decoder

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from zolit.errors import UserError
@@ -173,6 +173,13 @@ def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, 
     where = f"model.name_or_path: {name_or_path}"
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(_adapter_sentence(name_or_path))
+    own = model.config
+    is_causal = getattr(own, "is_decoder", False) or getattr(own, "causal", False) or is_masked_lm(own)
+    if own.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal:
+        raise UserError(
+            f"{where} is a {type(model).__name__} whose config.json lacks is_decoder: true, so that each token sees the"
+            " later ones; name a causal model, or the model with its head for masked tokens"
+        )
     if wrong := sorted(report["mismatched_keys"]):
         _, saved, needed = wrong[0]
         raise UserError(
