@@ -52,7 +52,7 @@ LINES = [
     ["predict", *FIT, "--ckpt_path=CHECKPOINT", *END],
     ["export", "--ckpt_path=CHECKPOINT", "--output=NEW"],
     ["bench", "--model=quickstart", "--methods=mezo", "--seconds=0", "--batch=2", "--tokens=4", "--device=cpu"],
-    ["table", "--list_runs", "configs/paper/curvzo_table1.yaml"],
+    ["table", "--list_runs=true", "configs/paper/curvzo_table1.yaml"],
     ["methods"],
 ]
 
@@ -185,6 +185,18 @@ REFUSED = {
     "a configuration that is a mark": (["--config=--"], "command line"),
     "an option cut short": (["--trainer.l=1"], "could match"),
 }
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize(
+    "line",
+    [["export", "--ckpt_path=CHECKPOINT", "--output=NEW", "--config=BINARY"], ["table", "BINARY", "--list_runs=true"]],
+    ids=["export", "table"],
+)
+def test_files_of_options_that_other_commands_read(line: list[str], places: dict[str, str]) -> None:
+    status, said = answer(line, places)
+    assert status not in (0, None)
+    assert said.startswith("zolit: error: BINARY: not a YAML file")
 
 
 @pytest.mark.filterwarnings("ignore")  # as above

@@ -14,14 +14,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tokenizers import normalizers, processors
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from tests.helpers.words import write
+from tests.helpers.words import build_tokenizer, write
 from zolit.data.datamodule import PromptedData
 from zolit.data.files import read_file
 from zolit.errors import UserError
 from zolit.tasks.classification import Classification
+from zolit.tasks.copa import COPA
 from zolit.tasks.generation import Generation
 from zolit.tasks.multiple_choice import MultipleChoice
+from zolit.tasks.record import ReCoRD
 
 Build = Callable[..., PromptedData]
 BOM = b"\xef\xbb\xbf"
@@ -87,10 +91,14 @@ def test_files_that_are_read(tmp_path: Path, case: str) -> None:
     assert [(str(row["sentence"]), str(row["label"])) for row in records.rows] == expected
 
 
-def test_a_row_of_a_megabyte_is_read(tmp_path: Path) -> None:
-    text = "word " * 210_000
-    file = tmp_path / "a.jsonl"
-    file.write_text(json.dumps({"sentence": text, "label": 0}))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_row_of_a_megabyte_is_read(tmp_path: Path, name: str) -> None:
+    text, file = "word " * 210_000, tmp_path / name
+    contents = {
+        "a.jsonl": json.dumps({"sentence": text, "label": 0}).encode(),
+        "a.parquet": table({"sentence": [text], "label": [0]}),
+    }
+    file.write_bytes(contents[name])
     assert read_file(str(file)).rows[0]["sentence"] == text
 
 
@@ -105,6 +113,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     ),
     "two records in a line": ("a.jsonl", ROWS.replace(b"\n", b" "), "line 1 of .*a.jsonl is not valid JSON"),
     "UTF-16": ("a.jsonl", ROWS.decode().encode("utf-16"), "line 1 of .*a.jsonl is not UTF-8"),
+    "UTF-16 without a mark": (
+        "a.jsonl",
+        ROWS.decode().encode("utf-16-le"),
+        "line 1 of .*a.jsonl has a NUL .* not UTF-8",
+    ),
     "only blank lines": ("a.jsonl", b"\n \n", "a.jsonl is empty"),
     "a json file": ("a.json", ROWS, "unknown format"),
     "a column with spaces": ("a.csv", b"sentence ,label\na,0\n", "names the column 'sentence', but .* has only"),
@@ -146,11 +159,28 @@ def test_labels_that_stand_for_1(module: Build, tmp_path: Path, label: object) -
 
 def test_labels_that_yaml_reads_as_booleans() -> None:
     task = Classification(label_words={True: " great", False: " bad"})  # type: ignore[dict-item]  # as YAML reads yes
-    assert [task.correct_answers({"label": value}) for value in (True, False, "True")] == [(0,), (1,), (0,)]
+    for value, index in ((True, 0), (False, 1), ("True", 0), ("true", 0), (1, 0), (0, 1)):
+        assert task.correct_answers({"label": value}) == (index,)
     with pytest.raises(UserError, match=r"has the label 'yes'.* write the label in quotes"):
         task.correct_answers({"label": "yes"})
     with pytest.raises(UserError, match=r"no word for it \(only for True, False\)$"):
         task.correct_answers({"label": "maybe"})
+
+
+def test_labels_of_other_types() -> None:
+    task = Classification(label_words={1.0: " great", 2: " bad"})  # type: ignore[dict-item]  # as YAML reads 1.0
+    for value, index in ((1, 0), ("1", 0), (1.0, 0), ("1.0", 0), (2.0, 1)):
+        assert task.correct_answers({"label": value}) == (index,)
+    with pytest.raises(UserError, match="a label is null"):
+        Classification(label_words={None: " great", "1": " bad"})  # type: ignore[dict-item]  # as YAML reads null
+    with pytest.raises(UserError, match="a label is written twice"):
+        Classification(label_words={1: " great", "1": " bad"})  # type: ignore[dict-item]  # as YAML reads 1
+
+
+@pytest.mark.parametrize("label", [1, "1", 1.0, True])
+def test_labels_that_number_choices(label: object) -> None:
+    assert MultipleChoice("{a}", ["b", "c"]).correct_answers({"label": label}) == (1,)
+    assert COPA().correct_answers({"label": label}) == (1,)
 
 
 def test_more_examples_than_a_file_has(module: Build, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,22 +207,79 @@ def test_label_words_that_the_vocabulary_lacks(module: Build, case: str) -> None
         module(**options).setup("fit")
 
 
+def model_of(folder: Path, tokenizer: PreTrainedTokenizerFast, context: int) -> str:
+    tokenizer.save_pretrained(folder)
+    LlamaConfig(max_position_embeddings=context, hidden_size=8, num_attention_heads=1).save_pretrained(folder)
+    return str(folder)
+
+
 def test_answers_with_the_same_tokens(module: Build, tmp_path: Path) -> None:
-    rows = [{"question": "a", "first": "b", "second": "b" if index == 2 else "c", "label": 0} for index in range(4)]
-    task = MultipleChoice("{question}", ["first", "second"])
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    rows = [{"question": "a", "first": "b", "second": "B" if index == 2 else "c", "label": 0} for index in range(4)]
     file = write(tmp_path / "choices.jsonl", rows)
-    with pytest.raises(UserError, match=r"record 3 of .*choices\.jsonl has the answers ' b' and ' b'"):
-        module(task=task, train_file=file, validation_file=None).setup("fit")
+    data = module(
+        name_or_path=model_of(tmp_path / "model", tokenizer, 24),
+        task=MultipleChoice("{question}", ["first", "second"]),
+        train_file=file,
+        validation_file=None,
+    )
+    with pytest.raises(UserError, match=r"record 3 of .*choices\.jsonl has the answers ' b' and ' B'"):
+        data.setup("fit")
 
 
-@pytest.mark.parametrize("answer", ["a\nb", "a\r\nb", "a\u2028b", ["a\nb", "c"]])
-def test_answers_of_several_lines(answer: object) -> None:
-    with pytest.raises(UserError, match="has an answer with a line break in the column 'answer'"):
-        Generation("{question}").question({"question": "a", "answer": answer})
+@pytest.mark.parametrize("answer", ["a\nb", "a\r\nb", "a\u2028b", ["a\nb", "c"], " ", [], "splendid", "a</s>"])
+def test_answers_that_cannot_be_trained_on(module: Build, tmp_path: Path, answer: object) -> None:
+    file = write(tmp_path / "answers.jsonl", [{"question": "a", "answer": answer}] * 4)
+    model = model_of(tmp_path / "model", build_tokenizer(), 99)
+    data = module(name_or_path=model, task=Generation("{question}"), train_file=file, validation_file=file)
+    with pytest.raises(
+        UserError, match=r"record 1 of .*answers\.jsonl has (an answer with a line|no answer|the answer)"
+    ):
+        data.setup("fit")
+    data.setup("predict")  # it needs no answers
 
 
 def test_answers_of_one_line_stay() -> None:
     for answer in ("a", " a ", "a\n", ["a", "b\nc"]):
-        assert Generation("{question}").question({"question": "q", "answer": answer}).answers == (" a\n",)
-    with pytest.raises(UserError, match="has no answer"):
-        Generation("{question}").correct_answers({"question": "q", "answer": " "})
+        task, record = Generation("{question}"), {"question": "q", "answer": answer}
+        assert task.correct_answers(record) == (0,)
+        assert task.question(record).answers == (" a\n",)
+
+
+@pytest.mark.parametrize("word", [" </s>", " bad</s>", "<s> bad"])
+def test_label_words_with_special_tokens(module: Build, word: str) -> None:
+    with pytest.raises(UserError, match=r"is a special token of the model"):
+        module(label_words={"0": " great", "1": word}).setup("fit")
+
+
+def test_a_repeated_answer_is_one_answer(module: Build, tmp_path: Path) -> None:
+    """As in ReCoRD, whose lists of entities repeat some."""
+    rows = [{"passage": "a", "query": "@placeholder was", "entities": ["b", "c", "b"], "answers": ["b"]}] * 4
+    file = write(tmp_path / "entities.jsonl", rows)
+    data = module(task=ReCoRD(), train_file=file, validation_file=file)
+    data.setup("fit")
+    assert data._encoded["train"].correct[0] == (0, 2)
+
+
+def test_a_text_that_begins_with_special_tokens_is_cut(module: Build, tmp_path: Path) -> None:
+    """The one token that the tokenizer puts before a text stays; those of the text are cut as others."""
+    file = write(tmp_path / "long.jsonl", [{"sentence": "</s>" * 30 + " a b c", "label": 0}] * 4)
+    data = module(train_file=file, validation_file=None, too_long="cut", template="{sentence}")
+    data.setup("fit")
+    prompt = data._encoded["train"].prompts[0].tolist()
+    tokenizer = build_tokenizer()
+    assert len(prompt) == 24
+    assert tokenizer.convert_ids_to_tokens([prompt[0], *prompt[-3:]]) == ["<s>", " a", " b", " c"]
+
+
+def test_all_tokens_before_a_text_stay_when_it_is_cut(tmp_path: Path, module: Build) -> None:
+    tokenizer = build_tokenizer()
+    special = [("<s>", 1), ("</s>", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("</s> <s> $A", special_tokens=special)
+    file = write(tmp_path / "long.jsonl", [{"sentence": "a b c " * 20, "label": 0}] * 4)
+    model = model_of(tmp_path / "model", tokenizer, 24)
+    data = module(name_or_path=model, train_file=file, validation_file=None, too_long="cut")
+    data.setup("fit")
+    prompt = data._encoded["train"].prompts[0].tolist()
+    assert (len(prompt), prompt[:2], prompt.count(1)) == (24, [2, 1], 1)

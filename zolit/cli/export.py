@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from zolit.cli.moved_names import find_moved, moved_sentence
 from zolit.cli.parser import CommandParser
-from zolit.cli.trust import check_files, restrict_imports
+from zolit.cli.trust import check_file, restrict_imports
 from zolit.errors import UserError, require
 from zolit.files import replacing
 from zolit.models.loading import load_language_model, load_tokenizer
@@ -48,7 +48,7 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
     require(file.is_file(), f"config: there is no file {file}; name the config.yaml of the run")
     folder = Path(output)
     require(not folder.exists() or not any(folder.iterdir()), f"output: {output} is not empty; name a new folder")
-    check_files([str(file)])
+    check_file(file)
     check_checkpoint(ckpt_path)
     options = {**_model_options(file), "trust_remote_code": trust_remote_code}
     if moved := find_moved(str((options.get("tuning") or {}).get("class_path"))):

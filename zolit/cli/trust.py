@@ -27,12 +27,10 @@ _CONFIGURATIONS = {"--config", "-c", "--model", "--data", "--trainer", "--checkp
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Checks every YAML file on the command line, and what ``--config`` names. Called before each parsing.
-
-    A file of a few lines can stand for millions of values, by aliases of aliases.
+    """Checks every file with options on the command line; see ``check_file``. Called before each parsing.
 
     Raises:
-        UserError: If a file is larger than 1 MiB, has more than 100 aliases, or is not YAML.
+        UserError: If a file is not fine, or options would come from standard input.
     """
     for before, arg in zip(["", *args], args, strict=False):
         option, _, value = arg.partition("=")
@@ -41,15 +39,24 @@ def check_files(args: Sequence[str]) -> None:
         require(
             not (names_options and str(file) == "-"), f"{arg}: options from standard input are not read; name a file"
         )
-        is_configuration = names_options or file.suffix in (".yaml", ".yml")
-        if not is_configuration or not file.is_file():
-            continue
-        require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")
-        try:
-            aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
-        require(aliases <= _MOST_ALIASES, f"{file}: a configuration has at most {_MOST_ALIASES} aliases, not {aliases}")
+        if (names_options or file.suffix in (".yaml", ".yml")) and file.is_file():
+            check_file(file)
+
+
+def check_file(file: Path) -> None:
+    """Checks a YAML file. Called before it is read.
+
+    A file of a few lines can stand for millions of values, by aliases of aliases.
+
+    Raises:
+        UserError: If the file is larger than 1 MiB, has more than 100 aliases, or is not YAML.
+    """
+    require(file.stat().st_size <= _LARGEST_FILE, f"{file}: a configuration has at most 1 MiB")
+    try:
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
+    require(aliases <= _MOST_ALIASES, f"{file}: a configuration has at most {_MOST_ALIASES} aliases, not {aliases}")
 
 
 def restrict_imports(own: Collection[str] = ()) -> None:

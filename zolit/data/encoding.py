@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -130,7 +129,7 @@ class Encoder:
             return self._encode_masked(records, rows, correct, masked_baseline)
         questions = [_ask(name, self.task.question, row) for name, row in named]
         whole = [replace(question, prompt=demonstrations + question.prompt) for question in questions]
-        tokenized = self._tokenize(records, whole)
+        tokenized = self._tokenize(records, whole, labelled or not self.task.generates)
         baseline: TokenizedQuestions = []
         if calibrated:
             prompts = [self.task.question(self.task.content_free(row)).prompt for row in rows]
@@ -142,8 +141,8 @@ class Encoder:
         content_free = self._as_answers(baseline, correct, references) if baseline else None
         return self._as_answers(tokenized, correct, references, content_free)
 
-    def _tokenize(self, records: Records, questions: Sequence[Question]) -> TokenizedQuestions:
-        """Tokenizes and checks the prompts and the answers that continue them."""
+    def _tokenize(self, records: Records, questions: Sequence[Question], compared: bool = True) -> TokenizedQuestions:
+        """Tokenizes and checks the prompts, and the answers that continue them if these are compared or trained on."""
         tokenized: TokenizedQuestions = []
         prompts = [self._shorten(records, i, question.prompt) for i, question in enumerate(questions)]
         for index, question in enumerate(questions):
@@ -158,7 +157,8 @@ class Encoder:
                 empty = question.answers[answers.index([])]
                 raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
             self._check_tokens(records, index, prompt, *answers)
-            check_answers(self.tokenizer, records.name(index), question.answers, answers)
+            if compared:
+                check_answers(self.tokenizer, records.name(index), question.answers, answers)
             tokenized.append((self._fit_to_limit(records, index, prompt, self._answer_room(answers)), answers))
         return tokenized
 
@@ -274,8 +274,9 @@ class Encoder:
                 f" {self.limit}: shorten it, set --data.too_long cut, or raise --data.max_tokens if the model's context"
                 " allows"
             )
-        # Special tokens before the text stay, such as GLM's two. Others are removed: the end holds the question.
-        start = len(list(takewhile(self.tokenizer.all_special_ids.__contains__, ids)))
+        # What the tokenizer puts before a text stays, such as GLM's two tokens. The end holds the question.
+        before = tokenize(self.tokenizer, "")["input_ids"]
+        start = next((n for n in range(min(len(before), len(ids)), 0, -1) if ids[:n] == before[:n]), 0)
         room = self.limit - reserved - start
         if room < 1:
             raise UserError(

@@ -75,7 +75,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_jsonl(file: Path) -> Table:
     rows = []
     with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_without_nul(file, lines), 1):
             if not line.strip():
                 continue
             try:

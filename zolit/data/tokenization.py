@@ -112,23 +112,29 @@ def check_answers(
         tokens: The token ids of each answer.
 
     Raises:
-        UserError: If two answers have the same tokens, as two cases of a word have in a vocabulary without capitals, or
-            an answer has the token for unknown words.
+        UserError: If two different answers have the same tokens, as two cases of a word have in a vocabulary without
+            capitals, or an answer has the token for unknown words or another special token.
     """
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    named = ("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+    special = {getattr(tokenizer, name) for name in named}
+    unknown = {tokenizer.unk_token_id} - special - {None}
     seen: dict[tuple[int, ...], str] = {}
     for answer, ids in zip(answers, map(tuple, tokens), strict=True):
-        if ids in seen:
+        if seen.setdefault(ids, answer) != answer:
             raise UserError(
                 f"{place} has the answers {seen[ids]!r} and {answer!r}, which are the same tokens for this model: give"
                 " each answer (or label word) another text"
             )
-        if unknown is not None and unknown in ids:
+        if not unknown.isdisjoint(ids):
             raise UserError(
                 f"{place} has the answer {answer!r}, in which the model's vocabulary lacks a word or a character: give"
                 " it another text"
             )
-        seen[ids] = answer
+        if found := special.intersection(ids):
+            raise UserError(
+                f"{place} has the answer {answer!r}, in which {tokenizer.convert_ids_to_tokens(min(found))!r} is a"
+                " special token of the model: leave it out"
+            )
 
 
 def _num_shared_tokens(texts: Sequence[Sequence[int]]) -> int:

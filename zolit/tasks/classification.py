@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
-from zolit.errors import UserError
+from zolit.errors import UserError, require
 from zolit.tasks.task import Question, Record, Task
 from zolit.tasks.template import Template
 from zolit.tasks.values import labels_of
@@ -58,7 +58,15 @@ class Classification(Task):
                     f"--data.task.label_words: the word {word!r} is used for two labels; give each label its own word"
                 )
         self._answers = tuple(words)
+        require(
+            len(self.label_words) == len(label_words),
+            "--data.task.label_words: a label is written twice, once with and once without quotes; write it once",
+        )
+        require(None not in label_words, "--data.task.label_words: a label is null; write the label in quotes")
         self._classes = {label: index for index, label in enumerate(self.label_words)}
+        for index, given in enumerate(label_words):  # a label as it is written comes before what it may stand for
+            for label in labels_of(given):
+                self._classes.setdefault(label, index)
 
     def values(self, record: Record) -> Mapping[str, object]:
         """Returns the values of the template's fields, by name. Subclasses may add fields to the columns."""
@@ -97,10 +105,10 @@ class Classification(Task):
         for label in labels:
             if label in self._classes:
                 return (self._classes[label],)
-        meant = labels[0].lower() in _READ_AS_BOOLEANS and not {"True", "False"}.isdisjoint(self._classes)
+        meant = labels[0].lower() in _READ_AS_BOOLEANS and not {"True", "False"}.isdisjoint(self.label_words)
         raise UserError(
             f"has the label {reprlib.repr(labels[0])}, but --data.task.label_words has no word for it (only for"
-            f" {', '.join(self._classes)})"
+            f" {', '.join(self.label_words)})"
             + (
                 "; YAML reads yes, no, on and off without quotes as True and False, so write the label in quotes"
                 * meant

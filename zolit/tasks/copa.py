@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
-from zolit.tasks.values import text_of
+from zolit.tasks.values import labels_of, text_of
 
 
 class COPA(Task):
@@ -51,11 +51,12 @@ class COPA(Task):
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the index of the label; see ``Task.correct_answers``."""
-        if str(record["label"]) not in ("0", "1"):
-            raise UserError(
-                f"has the label {reprlib.repr(record['label'])}, but COPA has only 0 for choice1 and 1 for choice2"
-            )
-        return (int(record["label"]),)
+        for label in labels_of(record["label"]):
+            if label in ("0", "1"):
+                return (int(label),)
+        raise UserError(
+            f"has the label {reprlib.repr(record['label'])}, but COPA has only 0 for choice1 and 1 for choice2"
+        )
 
 
 def _uncapitalize(choice: str) -> str:

@@ -52,13 +52,7 @@ class Generation(Task):
         """Returns the rendered template and the first reference answer; see ``Task.question``."""
         known = self.answer_column in record and record[self.answer_column] is not None
         references = self.references(record) if known else ()
-        answer = references[0].strip() if references else ""
-        if len(answer.splitlines()) > 1:
-            raise UserError(
-                f"has an answer with a line break in the column {self.answer_column!r} of --data.task.answer_column;"
-                " answers are written up to the end of the line, so write it in one line"
-            )
-        return Question(self.template.render(record), (f" {answer}\n",))
+        return Question(self.template.render(record), (f" {references[0].strip() if references else ''}\n",))
 
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
@@ -66,6 +60,11 @@ class Generation(Task):
         references = self.references(record)
         if not references or not references[0].strip():
             raise UserError(f"has no answer in the column {self.answer_column!r} of --data.task.answer_column")
+        if len(references[0].strip().splitlines()) > 1:
+            raise UserError(
+                f"has an answer with a line break in the column {self.answer_column!r} of --data.task.answer_column;"
+                " answers are written up to the end of the line, so write it in one line"
+            )
         return (0,)
 
     @override

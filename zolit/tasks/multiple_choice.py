@@ -11,7 +11,7 @@ from typing_extensions import override
 from zolit.errors import UserError
 from zolit.tasks.task import Question, Record, Task
 from zolit.tasks.template import Template
-from zolit.tasks.values import text_of
+from zolit.tasks.values import labels_of, text_of
 
 
 class MultipleChoice(Task):
@@ -56,10 +56,11 @@ class MultipleChoice(Task):
     @override
     def correct_answers(self, record: Record) -> tuple[int, ...]:
         """Returns the index of the correct choice; see ``Task.correct_answers``."""
-        label = str(record[self.label_column])
+        labels = labels_of(record[self.label_column])
         names = [*self.choices, *(str(number) for number in range(len(self.choices)))]
-        if label not in names:
-            raise UserError(
-                f"has the label {reprlib.repr(label)}, but --data.task.choices allows only {', '.join(names)}"
-            )
-        return (names.index(label) % len(self.choices),)
+        for label in labels:
+            if label in names:
+                return (names.index(label) % len(self.choices),)
+        raise UserError(
+            f"has the label {reprlib.repr(labels[0])}, but --data.task.choices allows only {', '.join(names)}"
+        )

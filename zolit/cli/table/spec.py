@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from zolit.cli.trust import check_files
+from zolit.cli.trust import check_file
 from zolit.errors import UserError, require
 
 _COMMAND_LINE_ALONE = ("ckpt_path", "code", "data.trust_remote_code", "model.trust_remote_code", "weights_only")
@@ -98,7 +98,7 @@ def read_table(file: str) -> Table:
         UserError: If the table is invalid, or names a file that does not exist.
     """
     require(Path(file).is_file(), f"table: there is no file {file}")
-    check_files([file])
+    check_file(Path(file))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Table, as_group=False)
     try:
