@@ -110,7 +110,7 @@ class StepCheckpoint(ModelCheckpoint):
         """Writes the best checkpoint with the weights at the start; see ``Callback.on_train_start``."""
         super().on_train_start(trainer, pl_module)
         is_resumed = bool(self.best_model_path) or trainer.global_step > 0
-        if is_resumed or _is_trial(trainer) or not sum(trainer.num_val_batches):
+        if is_resumed or is_trial(trainer) or not sum(trainer.num_val_batches):
             return
         unknown = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         score = unknown if self._score_at_start is None else self._score_at_start
@@ -164,7 +164,7 @@ class StepCheckpoint(ModelCheckpoint):
             self._write_last(trainer)
 
     def _write_last(self, trainer: pl.Trainer) -> None:
-        if _is_trial(trainer):
+        if is_trial(trainer):
             return
         assert self.dirpath is not None
         self._flush_loggers(trainer)
@@ -173,5 +173,6 @@ class StepCheckpoint(ModelCheckpoint):
         self.last_save = Path(self.last_model_path), trainer.global_step
 
 
-def _is_trial(trainer: pl.Trainer) -> bool:
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Returns whether a run tries a few batches and writes nothing (``fast_dev_run``)."""
     return bool(cast("Any", trainer).fast_dev_run)  # Lightning sets it without declaring it

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from zolit.files import write_json
 from zolit.optim.report import StepReport
-from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric
+from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric, is_trial
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
 _WARM_UP = 3
@@ -154,7 +154,7 @@ class RunSummary(pl.Callback):
             The content of ``summary.json``.
         """
         figures = self.figures(trainer)  # on each rank: the path of the logs is broadcast to all
-        if trainer.is_global_zero and not cast("Any", trainer).fast_dev_run:
+        if trainer.is_global_zero and not is_trial(trainer):
             folder = Path(figures["logs"])
             write_json(folder / "summary.json", figures)
             Console().print(_table(figures, folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,21 +31,25 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_examples_loss_does_not_depend_on_its_batch(folder: Path) -> None:
+def module_and_batch(folder: Path, examples: int, template: str) -> tuple[ZerothOrderModule, Any]:
+    """Returns a module, and a batch of reviews for it."""
     module = ZerothOrderModule(str(folder))
     module.configure_model()
     data = PromptedData(
         name_or_path=str(folder),
         train_file=str(quickstart.TRAIN),
         validation_file=str(quickstart.VALIDATION),
-        validation_examples=24,
-        eval_batch_size=24,
-        task=Classification("{sentence} {sentence} It was"),
+        validation_examples=examples,
+        eval_batch_size=examples,
+        task=Classification(template),
     )
     data.setup("validate")
-    loader = data.val_dataloader()
-    assert not isinstance(loader, list)
-    (batch,) = loader
+    (batch,) = data.val_dataloader()
+    return module, batch
+
+
+def test_an_examples_loss_does_not_depend_on_its_batch(folder: Path) -> None:
+    module, batch = module_and_batch(folder, 24, "{sentence} {sentence} It was")
     lengths = batch.attention_mask.sum(1)
     assert lengths.min() < lengths.max()
     together = module.objective(batch)
@@ -83,18 +88,7 @@ def saved_bytes(module: ZerothOrderModule, batch: Batch) -> tuple[int, list[torc
 
 
 def test_micro_batches_save_activations_of_a_backward_pass(folder: Path) -> None:
-    module = ZerothOrderModule(str(folder))
-    module.configure_model()
-    data = PromptedData(
-        name_or_path=str(folder),
-        train_file=str(quickstart.TRAIN),
-        validation_file=str(quickstart.VALIDATION),
-        validation_examples=12,
-        eval_batch_size=12,
-        task=Classification("{sentence} It was"),
-    )
-    data.setup("validate")
-    (batch,) = data.val_dataloader()
+    module, batch = module_and_batch(folder, 12, "{sentence} It was")
     whole, expected = saved_bytes(module, batch)
     module._micro_batch_size = 5
     kept, gradients = saved_bytes(module, batch)

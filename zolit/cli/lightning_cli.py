@@ -22,7 +22,7 @@ from zolit.cli.predictions import predictions
 from zolit.cli.run_folder import DEFAULT_ROOT, claim, find_save, has_requeue_checkpoint, job_folder, move_loggers
 from zolit.cli.trust import check_configuration, check_files, require_local, restrict_imports
 from zolit.data.datamodule import PromptedData
-from zolit.errors import Stopped, require
+from zolit.errors import Stopped, require, require_one_of
 from zolit.files import replacing, to_json
 from zolit.training.module import REFUSE_16_MIXED, ZerothOrderModule
 from zolit.training.replicated import ReplicatedStrategy
@@ -92,10 +92,8 @@ class ZolitCLI(LightningCLI):
                 every is None or not isinstance(every, int | float) or every > 0,
                 f"trainer.{name}: {every} must be above 0",
             )
-        require(
-            trainer.strategy in _STRATEGIES or not isinstance(trainer.strategy, str),
-            f"trainer.strategy: {trainer.strategy!r} is none of those that fit a forward-only step: {_STRATEGIES}",
-        )
+        if isinstance(trainer.strategy, str):  # others would shard or wrap what a forward-only step needs whole
+            require_one_of("trainer.strategy", trainer.strategy, _STRATEGIES)
         has_length = trainer.max_steps != -1 or trainer.max_epochs is not None or trainer.max_time is not None
         require(
             self.subcommand != "fit" or has_length,

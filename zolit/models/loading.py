@@ -134,6 +134,7 @@ def load_language_model(
         why = blame(name_or_path, error, checks)
         raise UserError(f"model.name_or_path: {name_or_path} cannot be loaded as a language model: {why}") from error
     _check_weights(name_or_path, model, report)
+    _check_causal(name_or_path, model)
     _freeze_as_built(model)
     model.train(False)
     return model
@@ -173,13 +174,6 @@ def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, 
     where = f"model.name_or_path: {name_or_path}"
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(_adapter_sentence(name_or_path))
-    own = model.config
-    is_causal = getattr(own, "is_decoder", False) or getattr(own, "causal", False) or is_masked_lm(own)
-    if own.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal:
-        raise UserError(
-            f"{where} is a {type(model).__name__} whose config.json lacks is_decoder: true, so that each token sees the"
-            " later ones; name a causal model, or the model with its head for masked tokens"
-        )
     if wrong := sorted(report["mismatched_keys"]):
         _, saved, needed = wrong[0]
         raise UserError(
@@ -204,6 +198,17 @@ def _check_weights(name_or_path: str, model: PreTrainedModel, report: dict[str, 
         )
     if not any(weight.any() for weight in model.parameters() if weight.ndim > 1):
         raise UserError(f"{where} has only zeros as weights; its file of weights is damaged")
+
+
+def _check_causal(name_or_path: str, model: PreTrainedModel) -> None:
+    """Refuses an encoder with the head of a causal model, unless it hides later tokens."""
+    own = model.config
+    is_causal = getattr(own, "is_decoder", False) or getattr(own, "causal", False) or is_masked_lm(own)
+    if own.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal:
+        raise UserError(
+            f"model.name_or_path: {name_or_path} is a {type(model).__name__} whose config.json lacks is_decoder: true,"
+            " so that each token sees the later ones; name a causal model, or the model with its head for masked tokens"
+        )
 
 
 def _adapter_sentence(name_or_path: str) -> str:
