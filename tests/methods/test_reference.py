@@ -18,7 +18,8 @@ from zolit.optim.perturbation.gaussian_pool import GaussianPool
 from zolit.optim.perturbation.rademacher import Rademacher
 
 SEED = 6
-"""With some seeds a uniform number is so close to a π that rounding decides whether a parameter is sampled."""
+"""Not 5, the only one of 60 seeds for which a uniform number (.9772894) is so close to a π (.9772901), in step 16 of
+single parameters in float32, that rounding decides whether the parameter is sampled."""
 
 TENSORS = {name: [name] for name, _ in layered().named_parameters()}
 LAYERS: dict[str, list[str]] = {}
