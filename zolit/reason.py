@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LONGEST, SHORT = 200, 60  # characters
 _POINTER = b"version https://git-lfs"
@@ -73,11 +74,13 @@ def is_folder(path: str) -> bool:
         return False
 
 
-def read_json_object(file: Path) -> None:
-    """Reads a file of JSON.
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Reads a file that holds one object of JSON.
 
     Raises:
         ValueError: If the file is not a JSON object.
     """
-    if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
+    return content

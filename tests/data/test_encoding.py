@@ -84,12 +84,18 @@ def test_truncation_leaves_space_for_an_answer(module: Build, tmp_path: Path) ->
     assert isinstance(batch, AnswerBatch)
     assert batch.prompt_ids.shape == (4, 20)
     assert batch.references == [["b"]] * 4
+    long = [{"q": "c", "gold": "b " * 6}, *rows]
+    data = module(validation_file=write(tmp_path / "l.jsonl", long), task=Short("{q} It was", "gold"), too_long="cut")
+    with pytest.warns(UserWarning, match=r"l.jsonl has 1 answers with more tokens than the task generates \(5; the"):
+        data.setup("validate")
     refused = module(validation_file=write(tmp_path / "w.jsonl", rows), task=Short("{q} It was", "gold"))
     with pytest.raises(UserError, match="has 34 tokens and 4 more in its answer, more than the limit of 24"):
         refused.setup("validate")
 
 
-def test_parts_of_one_split_are_disjoint(module: Build, tmp_path: Path) -> None:
+def test_parts_of_one_split_are_disjoint(
+    module: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = list({row["sentence"]: row for row in sentences(60)}.values())[:30]
     assert len(rows) == 30
     both = {"train": datasets.Dataset.from_list(rows), "held": datasets.Dataset.from_list(sentences(9))}
@@ -111,6 +117,15 @@ def test_parts_of_one_split_are_disjoint(module: Build, tmp_path: Path) -> None:
     assert len(rest._encoded["validation"]) == 14
     with pytest.raises(UserError, match="train and validation data both come from the split 'train': set --data"):
         made(validation_examples=10).setup("fit")
+    more = made(train_examples=16, validation_examples=15)
+    more.setup("fit")
+    assert len(more._encoded["validation"]) == 14
+    assert "'train' of " in caplog.text
+    assert "has 30, of which 16 are trained on; all others are taken" in caplog.text
+    with pytest.raises(UserError, match=r"asks for 15 examples, but .* has only 30, of which 30 are trained on"):
+        made(train_examples=30, validation_examples=15).setup("fit")
+    monkeypatch.setattr("zolit.data.parts.is_saved_dataset", lambda path: False)  # as if it were on the hub
+    monkeypatch.setattr("zolit.data.saved.fetch_dataset", lambda path, _, split: datasets.load_from_disk(path)[split])
     with pytest.raises(UserError, match=r"asks for 15 examples, but .* has only 30, of which 16 are trained on"):
         made(train_examples=16, validation_examples=15).setup("fit")
 

@@ -160,6 +160,7 @@ def test_generic_tasks() -> None:
     ("make", "message"),
     [
         (lambda: Classification(label_words={"0": "", "1": " a"}), "a label word is empty"),
+        (lambda: Classification(label_words={"0": " \n", "1": " a"}), "a label word is empty or blank"),
         (lambda: Classification(label_words={"0": " a", "1": " a"}), "the word ' a' is used for two labels"),
         (lambda: Classification("no gap"), "--data.task.template: 'no gap' has no field"),
         (lambda: MultipleChoice("{q}", ["a"]), "--data.task.choices: name at least two columns"),

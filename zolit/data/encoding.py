@@ -21,6 +21,7 @@ from zolit.data.tokenization import (
     encode_continuations,
     end_of_long_text,
     tokenize,
+    warn_of_long_answers,
 )
 from zolit.errors import UserError
 from zolit.models.loading import context_of, is_masked_lm, load_config, load_tokenizer
@@ -87,9 +88,8 @@ class Encoder:
         vocabulary = getattr(text_config, "vocab_size", None)
         context = context_of(config)
         if context is not None and context < 1:
-            raise UserError(
-                f"model.name_or_path: the config.json of {name_or_path} gives the model a context of {context} tokens"
-            )
+            wrong = f"the config.json of {name_or_path} gives the model a context of {context} tokens"
+            raise UserError(f"model.name_or_path: {wrong}")
         if max_tokens is not None and context is not None and max_tokens > context:
             raise UserError(f"--data.max_tokens {max_tokens} is more than the model's context of {context} tokens")
         return cls(task, tokenizer, masked, max_tokens or context, truncate, vocabulary)
@@ -137,6 +137,8 @@ class Encoder:
         if not self.task.generates and are_single_tokens([*tokenized, *baseline]):
             return self._as_prompts(tokenized, correct, self._as_prompts(baseline, correct) if baseline else None)
         scored = self.task.generates and labelled
+        if scored:
+            warn_of_long_answers(records.source, [own[0] for _, own in tokenized], self.task.max_new_tokens)
         references = [_ask(name, self.task.references, row) if scored else () for name, row in named]
         content_free = self._as_answers(baseline, correct, references) if baseline else None
         return self._as_answers(tokenized, correct, references, content_free)
@@ -149,7 +151,7 @@ class Encoder:
             for answer in question.answers:
                 if len(end_of_long_text(self.tokenizer, answer, self.limit)) < len(answer):
                     raise UserError(f"{records.name(index)} has an answer of {len(answer)} characters: shorten it")
-        encoded = encode_continuations(self.tokenizer, prompts, [question.answers for question in questions])
+        encoded = encode_continuations(self.tokenizer, prompts, [own.answers for own in questions])
         for index, (question, (prompt, answers)) in enumerate(zip(questions, encoded, strict=True)):
             if not answers:
                 raise UserError(f"{records.name(index)} has no answers to choose from")
@@ -279,9 +281,7 @@ class Encoder:
         start = next((n for n in range(min(len(before), len(ids)), 0, -1) if ids[:n] == before[:n]), 0)
         room = self.limit - reserved - start
         if room < 1:
-            raise UserError(
-                f"the answer of {records.name(index)} alone is longer than the limit of {self.limit} tokens"
-            )
+            raise UserError(f"the answer of {records.name(index)} alone exceeds the limit of {self.limit} tokens")
         return ids[:start] + ids[start:][-room:]
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -96,6 +97,7 @@ def _read_jsonl(file: Path) -> Table:
 
 
 def _read_csv(file: Path) -> Table:
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a book; Python's limit is 128 KiB
     with file.open(encoding="utf-8-sig", newline="") as content:
         reader = csv.DictReader(_without_nul(file, content), strict=True)  # else an open quote takes in the other lines
         try:

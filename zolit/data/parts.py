@@ -69,10 +69,10 @@ class Parts:
             raise UserError(f"there is no {source} data: set --data.{source}_file or --data.dataset")
         skipped = self._num_trained_on(source)
         size = None if part == "predict" else self.examples[source]
-        if file is not None and size is not None:
-            records = records.at_most(size, self.seed, f"--data.{source}_examples")
-        elif size is not None or skipped:  # of a split, exactly as many, as tables of papers need it
-            records = records.subset(size, self.seed, f"--data.{source}_examples", skipped)
+        if size is not None or skipped:
+            on_hub = file is None and not is_saved_dataset(str(self.dataset))
+            choose = records.subset if on_hub else records.at_most  # exactly as many, as tables of papers need it
+            records = choose(size, self.seed, f"--data.{source}_examples", skipped)
         records.require(needed)
         records.refuse_blanks({column: None for columns in self.task.inputs().values() for column in columns})
         return records

@@ -81,13 +81,14 @@ class Records:
                     " add the text"
                 )
 
-    def at_most(self, size: int, seed: int, option: str) -> Records:
-        """Returns ``size`` random records of a file, or all of them if there are not so many; see ``subset``."""
-        if size >= len(self.rows):
-            if size > len(self.rows):
-                rank_zero_info(f"{option} asks for {size} examples; {self.source} has {len(self.rows)}, all are taken")
-            return self
-        return self.subset(size, seed, option)
+    def at_most(self, size: int | None, seed: int, option: str, skipped: int = 0) -> Records:
+        """Returns ``size`` random records, or all that remain if there are not so many; see ``subset``."""
+        left = len(self.rows) - skipped
+        if size is None or size <= left or left < 1:
+            return self.subset(size, seed, option, skipped)
+        others = f", of which {skipped} are trained on; all others" if skipped else ", all"
+        rank_zero_info(f"{option} asks for {size} examples; {self.source} has {len(self.rows)}{others} are taken")
+        return self.subset(None, seed, option, skipped)
 
     def subset(self, size: int | None, seed: int, option: str, skipped: int = 0) -> Records:
         """Returns ``size`` random records, in their order. A smaller subset is part of a larger one with the same seed.

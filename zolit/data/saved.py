@@ -75,10 +75,12 @@ def fetch_dataset(path: str, config: str | None, split: str | None) -> Any:
 
 def _saved_split(path: str, split: str) -> Any:
     try:
-        saved = datasets.DatasetDict.load_from_disk(path)
-        if split not in saved:
-            raise UserError(f"{path} has no split {split!r}, only {', '.join(saved)}: see --data.dataset_splits")
-        table = saved[split]
+        splits = read_json_object(Path(path, "dataset_dict.json"))["splits"]
+        if split not in splits:
+            raise UserError(f"{path} has no split {split!r}, only {', '.join(splits)}: see --data.dataset_splits")
+        if not read_json_object(Path(path, split, "state.json"))["_data_files"]:  # datasets cannot load an empty split
+            raise UserError(f"the split {split!r} of {path} is empty: it has no records")
+        table = datasets.Dataset.load_from_disk(str(Path(path, split)))
         table.data.validate(full=True)
         for file in table.cache_files:
             with Path(file["filename"]).open("rb") as content:

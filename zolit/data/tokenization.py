@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from zolit.errors import UserError
@@ -135,6 +136,21 @@ def check_answers(
                 f"{place} has the answer {answer!r}, in which {tokenizer.convert_ids_to_tokens(min(found))!r} is a"
                 " special token of the model: leave it out"
             )
+
+
+def warn_of_long_answers(source: str, answers: Sequence[Sequence[int]], most: int) -> None:
+    """Says once for a split how many of its answers the model learns but never generates to the end.
+
+    Args:
+        source: The split, for the message.
+        answers: The token ids of the answer of each record.
+        most: Number of tokens that are generated.
+    """
+    if longer := [len(answer) for answer in answers if len(answer) > most]:
+        rank_zero_warn(
+            f"{source} has {len(longer)} answers with more tokens than the task generates ({most}; the longest has"
+            f" {max(longer)}): they are trained on whole, but a generated answer stops before; shorten them"
+        )
 
 
 def _num_shared_tokens(texts: Sequence[Sequence[int]]) -> int:

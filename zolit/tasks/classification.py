@@ -33,7 +33,7 @@ class Classification(Task):
             appends the mask and a full stop to the template.
 
     Raises:
-        UserError: If a template cannot be parsed, or a word is empty or used for two labels.
+        UserError: If a template cannot be parsed, or a word is blank or used for two labels.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Classification(Task):
         self.label_column = label_column
         words = list(self.label_words.values())
         for index, word in enumerate(words):
-            if not word:
-                raise UserError("--data.task.label_words: a label word is empty; give every label a word")
+            if not word.strip():
+                raise UserError("--data.task.label_words: a label word is empty or blank; give every label a word")
             if word in words[:index]:
                 raise UserError(
                     f"--data.task.label_words: the word {word!r} is used for two labels; give each label its own word"
