@@ -15,6 +15,7 @@ from tests.tasks.test_tasks import GOLDEN, TASKS
 from zolit.data.datamodule import PromptedData
 from zolit.models.batches import AnswerBatch, PromptBatch
 
+ROWS = [{"sentence": "a", "label": 0}, {"sentence": "a much longer sentence", "label": 1}]
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<mask>"]
 TEXTS = [
     question.prompt + answer
@@ -211,3 +212,20 @@ def test_answer_positions_are_those_of_the_masks(tmp_path: Path, name: str) -> N
         for row, place in zip(asked.input_ids, asked.answer_position.tolist(), strict=True):
             assert (row == tokenizer.mask_token_id).nonzero().tolist() == [[len(row) + place]]
             assert int(row[-1]) == tokenizer.eos_token_id
+
+
+def test_padding_is_a_token_that_the_model_knows(folders: dict[str, str], tmp_path: Path) -> None:
+    """A [PAD] that was added to a tokenizer lies just beyond the vocabulary of its model."""
+    folder = tmp_path / "added"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folders["byte level"])
+    vocabulary = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 8, "num_attention_heads": 1, "vocab_size": vocabulary}
+    LlamaConfig(max_position_embeddings=400, **small).save_pretrained(folder)
+    assert tokenizer.pad_token_id == vocabulary
+    data = PromptedData(name_or_path=str(folder), validation_file=write(tmp_path / "rows.jsonl", ROWS))
+    data.setup("validate")
+    batch = data._encoded["validation"][[0, 1]]
+    assert isinstance(batch, PromptBatch)
+    assert batch.input_ids[batch.attention_mask == 0].unique().tolist() == [tokenizer.eos_token_id]

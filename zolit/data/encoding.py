@@ -241,15 +241,16 @@ class Encoder:
 
     def _check_tokens(self, records: Records, index: int, *texts: Sequence[int]) -> None:
         """Refuses tokens that the model has no embedding for."""
-        self._check_token(max((max(ids) for ids in texts if ids), default=0), f"{records.name(index)} has")
-
-    def _check_token(self, number: int, place: str) -> None:
-        if self.vocabulary is not None and number >= self.vocabulary:
+        number = max((max(ids) for ids in texts if ids), default=0)
+        if not self._is_known(number):
             token = self.tokenizer.convert_ids_to_tokens(number)
             raise UserError(
-                f"{place} the token {token!r} with the number {number}, but the model of {self.tokenizer.name_or_path}"
-                f" has only {self.vocabulary} tokens: use the tokenizer of the model"
+                f"{records.name(index)} has the token {token!r} with the number {number}, but the model of"
+                f" {self.tokenizer.name_or_path} has only {self.vocabulary} tokens: use the tokenizer of the model"
             )
+
+    def _is_known(self, token: int) -> bool:
+        return self.vocabulary is None or token < self.vocabulary
 
     def _answer_room(self, answers: Sequence[Sequence[int]]) -> int:
         """Returns how many tokens must fit after the prompt; the prompt's last token predicts the answer's first."""
@@ -287,9 +288,8 @@ class Encoder:
     @property
     def _pad_id(self) -> int:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        padding = int(next((token for token in known if token is not None), 0))  # masks hide it: any token will do
-        self._check_token(padding, "padding is")
-        return padding
+        # Masks hide padding, so any token will do. Added [PAD] tokens often lie just beyond the model's vocabulary.
+        return int(next((token for token in known if token is not None and self._is_known(token)), 0))
 
 
 def _ask(name: str, ask: Callable[..., T], *about: Any) -> T:
