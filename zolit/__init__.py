@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from zolit import methods
 from zolit.errors import NonFiniteLossError, UserError
 from zolit.methods import *  # noqa: F403  # every method, by its name
-from zolit.optim import SelectionReport, StepReport, ZerothOrder
+from zolit.optim import SelectionReport, StepReport, ZerothOrder, choose_rate
 
-__all__ = ["NonFiniteLossError", "SelectionReport", "StepReport", "UserError", "ZerothOrder"]
+__all__ = ["NonFiniteLossError", "SelectionReport", "StepReport", "UserError", "ZerothOrder", "choose_rate"]
 __all__ += methods.__all__
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def test_the_direction_of_an_example_depends_on_its_id_alone() -> None:
 def test_all_examples_need_ids_or_none(names: list[int]) -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
     with pytest.raises(UserError, match=f"step: {len(names)} examples are named"):
-        PerExample(model).step(lambda: model(inputs), examples=names)
+        PerExample(model, lr=4e-5).step(lambda: model(inputs), examples=names)
 
 
 def test_rank_must_be_positive() -> None:
@@ -158,7 +158,7 @@ class Twins(Collectives):
 
 def test_examples_of_several_ranks_need_ids() -> None:
     model, inputs = Slopes(2, 6), torch.randn(4, 6)
-    optimizer = PerExample(model, guided=False)
+    optimizer = PerExample(model, lr=4e-5, guided=False)
     optimizer.collectives = Twins()
     with pytest.raises(UserError, match="examples need ids"):
         optimizer.step(lambda: model(inputs))

@@ -146,18 +146,18 @@ def test_two_parameters_over_one_memory(view: str) -> None:
     model.first = nn.Parameter(torch.randn(8, 8))
     model.second = nn.Parameter(VIEWS[view](model.first))
     with pytest.raises(UserError, match="first and second share memory"):
-        MeZO(model)
+        MeZO(model, lr=1e-6)
     model.second.requires_grad_(False)
     with pytest.raises(UserError, match="share memory"):
-        MeZO(model)
+        MeZO(model, lr=1e-6)
     model.second = nn.Parameter(model.second.clone())
-    MeZO(model)
+    MeZO(model, lr=1e-6)
 
 
 def test_parts_of_one_storage_are_separate_weights() -> None:
     model, storage = nn.Module(), torch.randn(16, 8)
     model.first, model.second = nn.Parameter(storage[:8]), nn.Parameter(storage[8:])
-    MeZO(model)
+    MeZO(model, lr=1e-6)
 
 
 def test_the_type_of_an_export_is_that_of_most_weights() -> None:

@@ -172,7 +172,7 @@ def test_a_step_takes_little_more_memory_than_inference() -> None:
         closure()
 
     forward = peak_bytes(CUDA, inference, inference)
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     step = peak_bytes(CUDA, lambda: [optimizer.step(closure) for _ in range(2)], lambda: optimizer.step(closure))
     held = optimizer.scratch_bytes()
     layer = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())

@@ -38,7 +38,7 @@ def evaluation(scale: float = 1.0) -> tuple[Evaluation, BasePoint, Counting]:
     model, prober = layered(torch.float64), Counting()
     closure = regression(model)
     base = BasePoint(model, lambda: scale * closure(), Collectives(), Step(0, 0))
-    directions = directions_of(MeZO(model, directions=2), 0, range(2))
+    directions = directions_of(MeZO(model, lr=1e-6, directions=2), 0, range(2))
     return Evaluation(base, prober, directions, per_example=False, repeats_batch=False), base, prober
 
 
@@ -83,7 +83,7 @@ def test_losses_that_are_not_finite_are_counted_and_refused() -> None:
 def test_bszo_b_costs_one_forward_more_than_its_measurements(adaptive: bool, forwards: int) -> None:
     """With k = 2 and m = 5: k + 1 forwards, and m + 1 where adaptive. L(θ) costs one forward in each step."""
     model = layered()
-    optimizer, closure, calls = BSZO(model, directions=2, queries=5, adaptive=adaptive), regression(model), 0
+    optimizer, closure, calls = BSZO(model, lr=1e-6, directions=2, queries=5, adaptive=adaptive), regression(model), 0
 
     def counted() -> Tensor:
         nonlocal calls
@@ -124,7 +124,7 @@ def test_per_example_losses_are_those_of_all_ranks_and_count_as_their_mean() -> 
             return torch.cat([own, own], dim=-1)
 
     model = layered(torch.float64)
-    optimizer = PerExample(model)
+    optimizer = PerExample(model, lr=4e-5)
     base = BasePoint(model, regression(model, examples=3), Doubled(), Step(0, 0))
     evaluate = Evaluation(base, optimizer.prober, directions_of(optimizer, 0), per_example=True, repeats_batch=False)
     losses = evaluate(queries((1, 0), (-1, 0))[:, :1])

@@ -66,12 +66,12 @@ def test_a_model_in_training_mode(layer: nn.Module, probing: Any) -> None:
 
 def test_training_mode_without_randomness_is_no_noise() -> None:
     model, closure = with_layer(nn.Dropout(0.0))
-    assert not said(MeZO(model.train()), closure)
+    assert not said(MeZO(model.train(), lr=1e-6), closure)
 
 
 def test_a_closure_that_draws_its_batch() -> None:
     model = layered().eval()
-    (sentence,) = said(MeZO(model), lambda: model(torch.randn(4, 4)).square())
+    (sentence,) = said(MeZO(model, lr=1e-6), lambda: model(torch.randn(4, 4)).square())
     assert "outside of the closure" in sentence
 
 
@@ -83,7 +83,7 @@ def test_backpropagation_may_have_dropout() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_loss_of_16_bits(dtype: torch.dtype) -> None:
     model = layered(dtype)
-    (sentence,) = said(MeZO(model), lambda: model(torch.ones(2, 4, dtype=dtype)).square())
+    (sentence,) = said(MeZO(model, lr=1e-6), lambda: model(torch.ones(2, 4, dtype=dtype)).square())
     assert f"a loss of {dtype}" in sentence
     assert "float32" in sentence
 
@@ -120,7 +120,7 @@ def test_directions_of_single_examples_are_not_rounded() -> None:
 def test_no_forward_is_added() -> None:
     model = layered()
     closure, calls = regression(model), []
-    MeZO(model).step(lambda: calls.append(1) or closure())
+    MeZO(model, lr=1e-6).step(lambda: calls.append(1) or closure())
     assert len(calls) == 2
 
 

@@ -122,7 +122,7 @@ def test_the_count_in_a_row_survives_a_resume(make: Callable[..., ZerothOrder]) 
 
 def test_the_warning_points_at_the_callers_line() -> None:
     model = layered()
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     with pytest.warns(RuntimeWarning, match="not all finite") as caught:
         optimizer.step(Spoiled(model, {0, 1, 2}))
     assert caught[0].filename == __file__
@@ -131,7 +131,7 @@ def test_the_warning_points_at_the_callers_line() -> None:
 @pytest.mark.parametrize("give_up", [1, 2, 3, 11])
 def test_the_error_has_no_wrong_ordinal(give_up: int) -> None:
     model = layered()
-    optimizer = MeZO(model, max_skipped=give_up)
+    optimizer = MeZO(model, lr=1e-6, max_skipped=give_up)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(give_up - 1):
@@ -176,7 +176,7 @@ def test_the_example_of_the_docstring() -> None:
 
 def test_state_dict_holds_no_big_state_without_momentum_or_scores() -> None:
     model = layered()
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     optimizer.step(regression(model))
     assert flatten(optimizer.state_dict()) == []
 
@@ -222,7 +222,7 @@ def test_frozen_weights_are_never_moved() -> None:
 
 def test_scratch_bytes_do_not_grow() -> None:
     model = layered(torch.bfloat16)
-    optimizer = CurvZO(model)
+    optimizer = CurvZO(model, lr=1e-6)
     closure = regression(model)
     sizes = []
     for _ in range(20):

@@ -115,6 +115,6 @@ def test_a_model_is_split_once() -> None:
 def test_a_split_model_is_not_probed_in_place() -> None:
     layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(4)])  # the first is not the last of its process
     split_layers(layers, 0, 2)
-    optimizer = MeZO(layers)
+    optimizer = MeZO(layers, lr=1e-6)
     with pytest.raises(UserError, match=r"as a stream \(its loss is not finite\), and with trainer.strategy `split`"):
         optimizer.step(lambda: layers[0](torch.full((1, 3), torch.nan)).mean())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -165,11 +166,18 @@ class PromptedData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Returns this process's training batches. A fit has one loader, so that the loader keeps its position."""
         if self._train_loader is None:
-            rank, world = self._rank_and_world_size
-            data = self._encoded["train"]
-            sampler = GlobalBatchSampler(data.lengths, self.batch_size, rank=rank, world_size=world, seed=self.seed)
-            self._train_loader = ResumableLoader(data, sampler=sampler, batch_size=None)
+            self._train_loader = self._training_loader()
         return self._train_loader
+
+    def first_batches(self, count: int) -> list[Batch]:
+        """Returns this process's first training batches, at most one epoch. The training loader keeps its position."""
+        return list(islice(self._training_loader(), count))
+
+    def _training_loader(self) -> ResumableLoader:
+        rank, world = self._rank_and_world_size
+        data = self._encoded["train"]
+        sampler = GlobalBatchSampler(data.lengths, self.batch_size, rank=rank, world_size=world, seed=self.seed)
+        return ResumableLoader(data, sampler=sampler, batch_size=None)
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position of the training loader (see ``ResumableLoader.state_dict``), and a hash of the task.

@@ -38,7 +38,6 @@ class AGZO(Method):
         self,
         model: nn.Module,
         *,
-        lr: float = 5e-7,
         eps: float = 1e-4,
         rank: int = 1,
         iterations: int = 3,
@@ -47,7 +46,6 @@ class AGZO(Method):
     ) -> None:
         super().__init__(
             model,
-            lr=lr,
             eps=eps,
             perturbation=ActivationSubspace(rank, iterations),
             estimator=SPSA() if two_sided else OneSided(),

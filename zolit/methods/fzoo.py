@@ -36,11 +36,10 @@ class FZOO(Method):
         self,
         model: nn.Module,
         *,
-        lr: float = 5e-9,
         eps: float = 1e-4,
         directions: int = 8,
         variant: Literal["paper", "code"] = "paper",
         **shared: Any,
     ) -> None:
         estimator = NormalizedOneSided(directions, variant)
-        super().__init__(model, lr=lr, eps=eps, perturbation=Rademacher(), estimator=estimator, **shared)
+        super().__init__(model, eps=eps, perturbation=Rademacher(), estimator=estimator, **shared)

@@ -41,6 +41,7 @@ class HiZFO(MethodBase):
         self,
         model: nn.Module,
         *,
+        lr: float = 1e-6,
         budget: float = 0.3,
         interval: int = 0,
         zo_share: float = 1.0,
@@ -55,6 +56,7 @@ class HiZFO(MethodBase):
         descent = SGD(momentum, weight_decay, update_rounding)
         super().__init__(
             model,
+            lr=lr,
             selection=selection,
             prober=prober_for(probing),
             estimator=SPSA(),

@@ -30,5 +30,5 @@ class MeZOGreedy(Method):
         page="mezo-greedy.md",
     )
 
-    def __init__(self, model: nn.Module, *, lr: float = 2e-7, directions: int = 4, **shared: Any) -> None:
-        super().__init__(model, lr=lr, estimator=Greedy(directions), **shared)
+    def __init__(self, model: nn.Module, *, directions: int = 4, **shared: Any) -> None:
+        super().__init__(model, estimator=Greedy(directions), **shared)

@@ -33,7 +33,5 @@ class MeZOGV(Method):
         page="mezo-gv.md",
     )
 
-    def __init__(
-        self, model: nn.Module, *, lr: float = 2e-7, directions: int = 4, share: float = 0.5, **shared: Any
-    ) -> None:
-        super().__init__(model, lr=lr, estimator=Guiding(directions, share), **shared)
+    def __init__(self, model: nn.Module, *, directions: int = 4, share: float = 0.5, **shared: Any) -> None:
+        super().__init__(model, estimator=Guiding(directions, share), **shared)

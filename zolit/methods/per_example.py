@@ -50,7 +50,6 @@ class PerExample(MethodBase):
         self,
         model: nn.Module,
         *,
-        lr: float = 4e-5,
         rank: int = 1,
         guided: bool = True,
         normalize: bool = False,
@@ -61,7 +60,6 @@ class PerExample(MethodBase):
     ) -> None:
         super().__init__(
             model,
-            lr=lr,
             perturbation=ActivationGuided(rank) if guided else LowRank(rank),
             prober=PerExampleProber(),
             estimator=PerExampleSPSA(normalize),

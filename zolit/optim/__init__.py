@@ -31,6 +31,8 @@ from zolit.optim.probing.in_place import InPlace
 from zolit.optim.probing.per_example.prober import PerExampleProber
 from zolit.optim.probing.streamed.prober import Streamed
 from zolit.optim.randomness import Generators, Step, fold_in, key_of
+from zolit.optim.rate import LearningRate
+from zolit.optim.rate_search import Rate, choose_rate
 from zolit.optim.report import SelectionReport, StepReport
 from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.selection.base import Selection
@@ -93,6 +95,7 @@ __all__ = [
     "Knapsack",
     "LayerProjection",
     "LazyLowRank",
+    "LearningRate",
     "LowRank",
     "NoProbes",
     "NormalizedOneSided",
@@ -107,6 +110,7 @@ __all__ = [
     "Prober",
     "PublishedSampling",
     "Rademacher",
+    "Rate",
     "Rounding",
     "ScoreRule",
     "Selection",
@@ -121,6 +125,7 @@ __all__ = [
     "Update",
     "Weight",
     "ZerothOrder",
+    "choose_rate",
     "fold_in",
     "key_of",
 ]

@@ -6,7 +6,6 @@ is one implementation for each stage. The methods are in ``zolit/methods``. ``zo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from zolit.optim.perturbation.gaussian_pool import GaussianPool
 from zolit.optim.probing.base import Prober
 from zolit.optim.probing.streamed.prober import Streamed
 from zolit.optim.randomness import Step
+from zolit.optim.rate import LearningRate, factor_of
 from zolit.optim.report import StepReport
 from zolit.optim.resuming import check_same, signature
 from zolit.optim.selection.all_blocks import AllBlocks
@@ -55,7 +55,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     Args:
         model: The model. Its parameters that require a gradient are tuned.
-        lr: η, the learning rate.
+        lr: η, the learning rate; ``auto`` needs a call of ``choose_rate`` before the first step.
         eps: ε, the probe radius.
         seed: Base seed of directions and samples; None is 0. The command line replaces None by seed_everything.
         blocks: How the weights are partitioned for the selection: ``tensor``, ``layer`` or a regular expression.
@@ -64,26 +64,27 @@ class ZerothOrder(torch.optim.Optimizer):
         prober: Computes losses at perturbed weights; None is Streamed.
         estimator: Computes the coefficients of the directions from losses; None is two-point SPSA.
         update: Moves the weights; None is SGD.
-        max_skipped: Number of skipped steps in a row after which the run stops. A step is skipped if a loss or a
-            gradient is not finite.
+        max_skipped: Number of skipped steps in a row after which the run stops; see ``step``.
 
     Attributes:
         model: The model.
+        weights: Its trainable weights.
+        lr: The option ``lr``. ``param_groups`` has the present rate.
+        needs_rate: Whether the rate has yet to be chosen.
+        counts: Number of steps and passes so far.
         last_step: Report of the latest step; None before the first.
-        resumed_lr: The learning rate with which the optimizer of the loaded state was made; None without such a state.
-        collectives: The collectives of the processes that train together. A strategy replaces it before the first
-            step.
+        resumed_lr: The option ``lr`` of the optimizer whose state was loaded; None without such a state.
+        collectives: Those of the processes that train together. A strategy replaces them before the first step.
 
     Raises:
-        UserError: If a number is out of its range, if the model or its blocks cannot be tuned, or if stages do not work
-            together.
+        UserError: If a number is out of its range, the model cannot be tuned, or stages do not work together.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        lr: float = 1e-6,
+        lr: LearningRate = 1e-6,
         eps: float = 1e-3,
         seed: int | None = None,
         blocks: str = "tensor",
@@ -94,12 +95,12 @@ class ZerothOrder(torch.optim.Optimizer):
         update: Update | None = None,
         max_skipped: int = 10,
     ) -> None:
-        require(0.0 <= lr < math.inf, f"lr: the learning rate must be at least 0 and finite, not {lr}")
-        require(0.0 < eps < math.inf, f"eps: the probe radius must be positive and finite, not {eps}")
+        require(0.0 < eps < float("inf"), f"eps: the probe radius must be positive and finite, not {eps}")
         require(max_skipped >= 1, f"max_skipped: must be at least 1, not {max_skipped}")
-        weights = trainable_weights(model)
-        super().__init__([(weight.name, weight.parameter) for weight in weights], {"lr": lr})
+        self.weights = weights = trainable_weights(model)
+        super().__init__([(weight.name, weight.parameter) for weight in weights], {"lr": factor_of(lr)})
         self.model = model
+        self.lr, self.needs_rate = lr, lr == "auto"
         self.blocks = partition(weights, blocks)
         self.eps = eps
         self.seed = seed or 0
@@ -113,12 +114,12 @@ class ZerothOrder(torch.optim.Optimizer):
         self.estimator = estimator or SPSA()
         self.update = update or SGD()
         check_compatible(self.selection, self.perturbation, self.prober, self.estimator, self.update)
-        for stage in self._stages.values():
+        for stage in self.stages.values():
             stage.bind(model, weights, self.blocks)
         self.collectives = Collectives()
         self.last_step: StepReport | None = None
-        self.resumed_lr: float | None = None
-        self._counts = dict.fromkeys(COUNTERS, 0)
+        self.resumed_lr: LearningRate | None = None
+        self.counts = dict.fromkeys(COUNTERS, 0)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses a second group of parameters with a UserError, since blocks would lack it. torch adds the first."""
@@ -129,7 +130,8 @@ class ZerothOrder(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @property
-    def _stages(self) -> dict[str, Stage]:
+    def stages(self) -> dict[str, Stage]:
+        """The five stages by name, in the order of a step."""
         return {
             "selection": self.selection,
             "perturbation": self.perturbation,
@@ -147,9 +149,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def batch_repeats(self) -> int:
         """Number of copies of the batch that the closure must evaluate. Read by the closure in each forward.
 
-        It is 1, or 2 if two probes share a forward (``probing="joint"``). The closure then repeats its batch along the
-        first dimension, and returns the loss of each example, shape (batch_repeats·batch,). The caller announces such a
-        closure by ``step(closure, repeats_batch=True)``.
+        See ``Prober.batch_repeats``. The caller announces such a closure by ``step(closure, repeats_batch=True)``.
         """
         return self.prober.batch_repeats
 
@@ -191,8 +191,11 @@ class ZerothOrder(torch.optim.Optimizer):
                 raise
 
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
+        require(
+            not self.needs_rate, "lr: auto needs zolit.choose_rate before the first step of a loop; or set a number"
+        )
         noise = None if self.last_step else NoiseCheck(closure, self.model, self._local_weights)
-        step = Step(self.seed, self._counts["steps"])
+        step = Step(self.seed, self.counts["steps"])
         base = BasePoint(self.model, noise or closure, self.collectives, step)
         trouble = self._prepare(base)
         sample = self.selection.select(step)
@@ -213,10 +216,10 @@ class ZerothOrder(torch.optim.Optimizer):
                 estimate, trouble = None, found
         self.last_step = self._update(step, base, sample, directions, estimate)
         if noise and self.estimator.probes:
-            noise.warn(self.eps if self.prober.rounds_weights else math.inf)
+            noise.warn(self.eps if self.prober.rounds_weights else float("inf"))
         if trouble is not None:
             losses = f"the losses {base.losses} are not all finite"
-            warn_or_stop(self._counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)
+            warn_or_stop(self.counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)
         return self.last_step.loss
 
     def _prepare(self, base: BasePoint) -> NotFinite | None:
@@ -244,20 +247,19 @@ class ZerothOrder(torch.optim.Optimizer):
         else:
             self.update.rollback()
         skipped = estimate is None
-        counts = self._counts
-        count(counts, base, skipped)
+        count(self.counts, base, skipped)
         return StepReport(
             step=step.index,
             loss=sum(base.losses) / len(base.losses),
             losses=tuple(base.losses),
             coefficients=tuple(coefficients),
             forward_passes=len(base.losses),
-            total_forward_passes=counts["forwards"],
+            total_forward_passes=self.counts["forwards"],
             skipped=skipped,
-            skipped_steps=counts["skipped"],
+            skipped_steps=self.counts["skipped"],
             learning_rate=lr,
             selection=self.selection.report(sample),
-            total_backward_passes=counts["backwards"],
+            total_backward_passes=self.counts["backwards"],
         )
 
     def scratch_bytes(self) -> int:
@@ -265,7 +267,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
         These are noise, masks, copies, buffers and momentum.
         """
-        return sum(stage.scratch_bytes() for stage in self._stages.values())
+        return sum(stage.scratch_bytes() for stage in self.stages.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state that a resumed run needs to equal an uninterrupted one. Called when a checkpoint is saved.
@@ -273,12 +275,12 @@ class ZerothOrder(torch.optim.Optimizer):
         The state of the stages is under the key ``zo``, by the names of stages and weights. torch's per-parameter state
         would not do: loading casts it to the type of the parameter, and scores or velocities would become bfloat16.
         """
-        stages = {name: stage.state_dict() for name, stage in self._stages.items()}
-        fixed = {"seed": self.seed, "lr": self.defaults["lr"], "signature": self._signature()}
-        return {**super().state_dict(), "zo": {**self._counts, **fixed, **stages}}
+        stages = {name: stage.state_dict() for name, stage in self.stages.items()}
+        fixed = {"seed": self.seed, "lr": self.lr, "needs_rate": self.needs_rate, "signature": self._signature()}
+        return {**super().state_dict(), "zo": {**self.counts, **fixed, **stages}}
 
     def _signature(self) -> dict[str, str]:
-        return signature(type(self).__name__, self._stages, self.blocks)
+        return signature(type(self).__name__, self.stages, self.blocks)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned. Called when a run resumes.
@@ -292,7 +294,7 @@ class ZerothOrder(torch.optim.Optimizer):
         state = state_dict["zo"]
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "zo"})
         self.seed = state["seed"]
-        self.resumed_lr = state["lr"]
-        self._counts = {counter: state[counter] for counter in COUNTERS}
-        for name, stage in self._stages.items():
+        self.resumed_lr, self.needs_rate = state["lr"], state["needs_rate"]
+        self.counts = {counter: state[counter] for counter in COUNTERS}
+        for name, stage in self.stages.items():
             stage.load_state_dict(state[name])

@@ -22,6 +22,7 @@ from zolit.models.batches import AnswerBatch, Batch, micro_batches
 from zolit.models.language_model import LanguageModel
 from zolit.models.loading import check_model_path, load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
+from zolit.optim.base_point import Closure
 from zolit.optim.modules.adapters import attach_from_state
 from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
@@ -31,6 +32,7 @@ from zolit.training.averaging import Shared, check_averaged
 from zolit.training.checkpoint_io import AtomicCheckpointIO
 from zolit.training.objective import Kind, Objective
 from zolit.training.precision import LoadedPrecision
+from zolit.training.rate import choose_rate_of_run
 from zolit.training.replicated import ProcessCollectives, ReplicatedStrategy
 from zolit.training.report_log import log_report
 from zolit.training.restoring import check_weights, take_new_rate
@@ -207,6 +209,15 @@ class ZerothOrderModule(SignalSafeModule):
         losses = [part.view(copies, -1) for part in self._objective.losses_of_parts(self._language, repeated)]
         return torch.cat(losses, dim=1).view(-1)
 
+    def _closure_of(self, batch: Batch) -> tuple[Closure, list[int] | None]:
+        """Returns the closure of a step on a batch, and the ids of its rows for per-example directions, else None."""
+        parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
+        zo = self.zo
+        if not zo.per_example:
+            return lambda: self._losses(parts, zo.batch_repeats), None
+        rows = self._objective.example_of_row(batch, zo.collectives)
+        return lambda: self._losses(parts)[rows], batch.indices[rows].tolist()
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Makes one step of the optimizer and logs its report. Called once for each training batch.
@@ -220,17 +231,14 @@ class ZerothOrderModule(SignalSafeModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self._row_check(batch, lambda: self.objective(batch), self._objective, self._language)
-        parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
-        zo = self.zo
-        if zo.per_example:
-            rows = self._objective.example_of_row(batch, zo.collectives)
-            loss = optimizer.step(lambda: self._losses(parts)[rows], examples=batch.indices[rows].tolist())
-        else:
-            loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
+        closure, ids = self._closure_of(batch)
+        if self.zo.needs_rate:
+            choose_rate_of_run(self, self.zo, self._make_scheduler, self._closure_of, batch)
+        loss = optimizer.step(closure, examples=ids, repeats_batch=ids is None)
         step_after_batch(self.lr_schedulers())
-        report = zo.last_step
+        report = self.zo.last_step
         assert report is not None
-        log_report(self, report, () if zo.per_example else report.coefficients)
+        log_report(self, report, report.coefficients if ids is None else ())
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
 
     def _evaluate(self, stage: str, batch: Batch) -> None:

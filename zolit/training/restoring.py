@@ -53,9 +53,10 @@ def take_new_rate(optimizer: ZerothOrder, is_scheduled: bool) -> None:
         optimizer: The optimizer, with the loaded state.
         is_scheduled: Whether a scheduler sets the rate; its state then goes on, with a warning.
     """
-    wanted, resumed = optimizer.defaults["lr"], optimizer.resumed_lr
-    if resumed in (None, wanted):
+    wanted, resumed = optimizer.lr, optimizer.resumed_lr
+    if resumed in (None, wanted) or isinstance(wanted, str):  # auto goes on with the rate that the run has
         return
+    optimizer.needs_rate = False
     if is_scheduled:
         rank_zero_warn(
             f"model.optimizer.lr: the schedule of the checkpoint goes on from {resumed}; {wanted} has no effect"

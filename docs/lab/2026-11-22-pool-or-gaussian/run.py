@@ -36,7 +36,7 @@ def main(folder: str, reviews: str) -> None:
     functional.cross_entropy(logits, labels).backward()
     norm = float(torch.cat([parameter.grad.view(-1) for parameter in model.parameters()]).double().norm())
     for noise in (GaussianPool(), Gaussian()):
-        optimizer = zolit.MeZO(model, perturbation=noise)
+        optimizer = zolit.MeZO(model, lr=1e-6, perturbation=noise)
         sample = optimizer.selection.select(Step(0, 0))
         slopes, squared_norms = [], []
         for index in range(DIRECTIONS):

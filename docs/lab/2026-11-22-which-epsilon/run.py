@@ -47,7 +47,7 @@ def errors(folder: str, records: list[dict[str, object]], dtype: torch.dtype) ->
     loss_of(exact, tokens, words, labels).backward()
     gradients = {name: parameter.grad.view(-1) for name, parameter in exact.named_parameters()}
 
-    optimizer = zolit.MeZO(model)
+    optimizer = zolit.MeZO(model, lr=1e-6)
     sample = optimizer.selection.select(Step(0, 0))
     true, measured = [], []
     for index in range(DIRECTIONS):

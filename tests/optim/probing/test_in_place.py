@@ -117,7 +117,7 @@ def test_closure_is_called_twice_a_direction_without_grad(directions: int) -> No
         modes.append((torch.is_grad_enabled(), losses.requires_grad))
         return losses
 
-    optimizer = MeZO(model, directions=directions)
+    optimizer = MeZO(model, lr=1e-6, directions=directions)
     optimizer.step(spy)
     assert modes == [(False, False)] * (2 * directions)
     assert optimizer.last_step.forward_passes == len(optimizer.last_step.losses) == 2 * directions
@@ -196,7 +196,7 @@ def test_an_interrupted_move_is_undone(monkeypatch: pytest.MonkeyPatch, dtype: t
     """Ctrl-C arrives between two pieces of one weight: each piece is restored from the point that it has reached."""
     model = nn.Linear(1, CPU_CHUNK + 10, bias=False).to(dtype)
     before = model.weight.detach().clone()
-    optimizer = MeZO(model, eps=1e-2)
+    optimizer = MeZO(model, lr=1e-6, eps=1e-2)
     calls = 0
 
     def perturb(*args: Any, real: Any = arithmetic.perturb) -> None:

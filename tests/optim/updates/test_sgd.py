@@ -125,7 +125,7 @@ def test_velocities_of_16_bit_weights_are_float32() -> None:
 
 def test_nothing_is_kept_without_momentum() -> None:
     model = layered()
-    optimizer = MeZO(model, weight_decay=0.1)
+    optimizer = MeZO(model, lr=1e-6, weight_decay=0.1)
     optimizer.step(regression(model))
     assert optimizer.state_dict()["zo"]["update"]["velocities"] == {}
 

@@ -17,10 +17,13 @@ class Update(Stage):
     Attributes:
         uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.
         backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
+        reach: The sum of what one estimate adds to the weights over all later steps, in units of the learning rate.
+            None if it depends on more than the estimate, as in Adam.
     """
 
     uses_estimate: bool = True
     backprop_is_chosen: bool = False
+    reach: float | None = None
 
     @abstractmethod
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:

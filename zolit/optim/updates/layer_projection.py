@@ -58,6 +58,7 @@ class LayerProjection(Update):
         require(0.0 < clip < 1.0, f"clip: must lie in (0, 1), not {clip}")
         self._inner = inner
         self.uses_estimate, self.backprop_is_chosen = inner.uses_estimate, inner.backprop_is_chosen
+        self.reach = inner.reach
         self._every = every
         self._steps = steps
         self._radius = radius

@@ -40,6 +40,7 @@ class SGD(Update):
         require(0.0 <= weight_decay < math.inf, f"weight_decay: must be at least 0, not {weight_decay}")
         require_one_of("update_rounding", rounding, get_args(Rounding))
         self.momentum = momentum
+        self.reach = 1.0 / (1.0 - momentum)
         self._weight_decay = weight_decay
         self._rounding = rounding
         self._velocities: dict[str, Tensor] = {}

@@ -272,12 +272,12 @@ def test_an_exception_of_the_closure_is_its_own() -> None:
         raise KeyError("label")
 
     with pytest.raises(KeyError, match="label"):
-        PerExample(model).step(broken)
+        PerExample(model, lr=4e-5).step(broken)
 
 
 def test_a_mean_loss_is_refused() -> None:
     model = nn.Linear(3, 1)
-    optimizer = PerExample(model)
+    optimizer = PerExample(model, lr=4e-5)
     with pytest.raises(UserError, match=r"must return the loss of each example, shape \(5,\)"):
         optimizer.step(lambda: model(torch.ones(5, 3)).mean())
 

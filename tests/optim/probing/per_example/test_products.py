@@ -66,4 +66,4 @@ def test_a_users_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_product_the_layer_is_refused() -> None:
     model = Shift()
     with pytest.raises(UserError, match="weight is used in shift"):
-        PerExample(model).step(lambda: model(INPUTS))
+        PerExample(model, lr=4e-5).step(lambda: model(INPUTS))

@@ -88,7 +88,7 @@ def test_compiled_code_that_reads_memory_is_detected() -> None:
     with torch.jit.optimized_execution(False):
         product = torch.jit.CompilationUnit("def f(x, w):\n    return x @ w\n").f
     model, inputs = nn.Linear(6, 6), torch.randn(3, 6)
-    optimizer = MeZO(model, eps=1e-1)
+    optimizer = MeZO(model, lr=1e-6, eps=1e-1)
     with pytest.warns(UserWarning, match="they are moved in place"):
         optimizer.step(lambda: product(inputs, model.weight).square().mean() + model.bias.sum())
     assert len(set(optimizer.last_step.losses)) == 2

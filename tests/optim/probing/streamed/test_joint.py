@@ -37,7 +37,7 @@ def test_joint_probes_measure_the_same_losses(law: Callable[[], Perturbation], d
 def test_a_closure_that_does_not_repeat_its_batch_is_probed_singly() -> None:
     """The second step warns, once. The first probes of a weight are always single."""
     model = layered()
-    optimizer, closure, repeats = MeZO(model, probing="joint"), regression(model), []
+    optimizer, closure, repeats = MeZO(model, lr=1e-6, probing="joint"), regression(model), []
 
     def recorded() -> Tensor:
         repeats.append(optimizer.batch_repeats)
@@ -56,7 +56,7 @@ def test_a_closure_that_does_not_repeat_its_batch_is_probed_singly() -> None:
 def test_announced_copies_are_evaluated_in_one_forward() -> None:
     """The first step probes singly, and the second step checks a joint forward against single ones."""
     model = layered()
-    optimizer, repeats = MeZO(model, probing="joint"), []
+    optimizer, repeats = MeZO(model, lr=1e-6, probing="joint"), []
     inputs = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 
     def recorded() -> Tensor:
@@ -85,7 +85,7 @@ class Mixing(nn.Module):
 
 def test_a_model_that_mixes_examples_is_probed_singly() -> None:
     model, inputs = Mixing(), torch.randn(4, 3)
-    optimizer = MeZO(model, eps=1e-2, probing="joint")
+    optimizer = MeZO(model, lr=1e-6, eps=1e-2, probing="joint")
     optimizer.step(lambda: model(inputs.repeat(optimizer.batch_repeats, 1)), repeats_batch=True)
     with pytest.warns(UserWarning, match="mixes the examples"):
         optimizer.step(lambda: model(inputs.repeat(optimizer.batch_repeats, 1)), repeats_batch=True)
@@ -98,7 +98,7 @@ def test_joint_probes_of_partly_frozen_norms(seed: int) -> None:
     model, inputs = layered(seed=seed), torch.randn(8, 4)
     for parameter in model.head.parameters():
         parameter.requires_grad = False
-    optimizer = CurvZO(model, probing="joint", eps=1e-2, budget=0.5, seed=seed)
+    optimizer = CurvZO(model, lr=1e-6, probing="joint", eps=1e-2, budget=0.5, seed=seed)
     for batch in (8, 8, 8, 5, 8):
         part = inputs[:batch]
         optimizer.step(lambda part=part: model(part.repeat(optimizer.batch_repeats, 1)), repeats_batch=True)
@@ -117,7 +117,7 @@ def test_positions_are_not_taken_for_examples() -> None:
         repeated = ids.repeat(optimizer.batch_repeats, 1)
         return head(words(repeated) + places(torch.arange(6))).square().mean((1, 2))
 
-    optimizer = MeZO(model, probing="joint")
+    optimizer = MeZO(model, lr=1e-6, probing="joint")
     optimizer.step(closure, repeats_batch=True)
     with pytest.warns(UserWarning, match="mixes the examples"):
         optimizer.step(closure, repeats_batch=True)

@@ -83,7 +83,7 @@ def test_a_tied_head_allows_no_reuse() -> None:
     model, ids = Stack(tied=True), torch.arange(12).view(4, 3)
     for parameter in model.layers.parameters():
         parameter.requires_grad = False
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     for _ in range(2):
         model.counts = [0] * 4
         optimizer.step(lambda: model(ids).square().mean())
@@ -121,7 +121,7 @@ def test_layers_with_an_operation_between_them_all_run() -> None:
     model, ids = Scaled(), torch.arange(12).view(4, 3)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith("head")
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     for _ in range(2):
         model.counts = [0] * 4
         optimizer.step(lambda: model(ids).square().mean())

@@ -58,7 +58,7 @@ def test_runs_are_the_same_to_the_bit(
 def test_layers_find_plain_tensors_and_code_outside_of_them_finds_views(layerwise_on: Callable[[bool], None]) -> None:
     layerwise_on(True)
     model = layered()
-    optimizer, closure = MeZO(model), regression(model)
+    optimizer, closure = MeZO(model, lr=1e-6), regression(model)
     inside: list[type] = []
     outside: list[type] = []
     function = torch.nn.functional.linear
@@ -86,7 +86,7 @@ def test_layers_find_plain_tensors_and_code_outside_of_them_finds_views(layerwis
 def test_weights_are_restored_when_a_layer_raises(layerwise_on: Callable[[bool], None]) -> None:
     layerwise_on(True)
     model = layered()
-    optimizer, closure = MeZO(model), regression(model)
+    optimizer, closure = MeZO(model, lr=1e-6), regression(model)
     optimizer.step(closure)
     before = weights_of(model)
 
@@ -118,7 +118,7 @@ def test_a_layer_that_bypasses_attributes_is_detected(layerwise_on: Callable[[bo
     layerwise_on(True)
     model = layered()
     model.layers[1] = Holder()
-    optimizer, closure = MeZO(model), regression(model)
+    optimizer, closure = MeZO(model, lr=1e-6), regression(model)
     with pytest.warns(UserWarning, match="elsewhere than in its modules' attributes"):
         optimizer.step(closure)
     assert optimizer.last_step.losses[0] != optimizer.last_step.losses[1]

@@ -39,7 +39,7 @@ def test_losses_in_low_precision(dtype: torch.dtype, tolerance: float) -> None:
     runs = []
     for probing in ("streamed", "in_place"):
         model, closure = zoo(dtype)
-        optimizer = CurvZO(model, eps=1e-2, probing=probing)
+        optimizer = CurvZO(model, lr=1e-6, eps=1e-2, probing=probing)
         optimizer.step(closure)
         runs.append(optimizer.last_step.losses)
     assert runs[0] == pytest.approx(runs[1], rel=tolerance)
@@ -51,7 +51,7 @@ def test_every_weight_is_seen_as_if_it_were_moved(dtype: torch.dtype) -> None:
     seen = []
     for probing in ("streamed", "in_place"):
         model, closure = zoo(dtype)
-        optimizer = MeZO(model, eps=1e-2, probing=probing)
+        optimizer = MeZO(model, lr=1e-6, eps=1e-2, probing=probing)
 
         def spy(model: nn.Module = model, closure: Callable[[], Tensor] = closure) -> Tensor:
             seen.append(seen_by(model))
@@ -133,7 +133,7 @@ def test_weights_are_restored_in_modules_when_the_closure_raises(call: int) -> N
 
 def test_an_error_of_the_closure_does_not_end_streaming() -> None:
     model, _ = zoo()
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
 
     def broken() -> Tensor:
         raise ZeroDivisionError
@@ -148,7 +148,7 @@ def test_an_error_of_the_closure_does_not_end_streaming() -> None:
 
 def test_weights_outside_of_the_sample_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     model = layered()
-    optimizer = CurvZO(model, budget=0.3)
+    optimizer = CurvZO(model, lr=1e-6, budget=0.3)
     made: list[str] = []
     real = PerturbedWeight.of
 

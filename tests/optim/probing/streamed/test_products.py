@@ -29,7 +29,7 @@ def test_matrices_of_many_pieces(law: Callable[[], Perturbation], dtype: torch.d
         head.weight = embed.weight
         model = nn.Sequential(embed, head).to(dtype)
         ids = torch.randint(0, rows, (5,))
-        optimizer = MeZO(model, eps=1e-1, perturbation=law(), probing=probing)
+        optimizer = MeZO(model, lr=1e-6, eps=1e-1, perturbation=law(), probing=probing)
         optimizer.step(lambda: model(ids).float().square().mean(1))  # noqa: B023  # called within this iteration
         runs.append(optimizer.last_step.losses)
     assert runs[0] == pytest.approx(runs[1], rel=1e-5 if dtype == torch.float32 else 1e-3)

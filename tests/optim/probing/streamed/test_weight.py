@@ -24,13 +24,13 @@ def test_perturbed_weights_describe_theta() -> None:
         assert isinstance(weight, nn.Parameter)
         return model(torch.ones(1, 3, dtype=weight.dtype)).float().square().mean()
 
-    MeZO(model).step(spy)
+    MeZO(model, lr=1e-6).step(spy)
     assert found == [(torch.bfloat16, (2, 3), "cpu", 2, 6, 2)] * 2
 
 
 def test_a_model_cannot_be_copied_during_a_probe() -> None:
     model = nn.Linear(3, 3)
-    optimizer = MeZO(model)
+    optimizer = MeZO(model, lr=1e-6)
     optimizer.step(lambda: model(torch.ones(1, 3)).square().mean())
     with pytest.raises(RuntimeError, match="between two steps"):
         optimizer.step(lambda: copy.deepcopy(model)(torch.ones(1, 3)).mean())

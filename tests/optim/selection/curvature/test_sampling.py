@@ -154,7 +154,7 @@ def test_samples_differ_between_seeds_and_steps() -> None:
 def test_full_budget_perturbs_everything(blocks: int) -> None:
     """n (1 - φ) / (1 - φ) is not n in floating point."""
     model = linear_loss([1] * blocks)
-    optimizer = CurvZO(model, budget=1.0)
+    optimizer = CurvZO(model, lr=1e-6, budget=1.0)
     optimizer.step(model)
     report = optimizer.last_step.selection
     assert report.chosen.all()
