@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,15 +21,20 @@ def deciding_metric(trainer: pl.Trainer) -> str:
     return str(cast("Any", trainer).datamodule.task.metrics[0])
 
 
-def _direction(monitor: str, scores: Sequence[str]) -> str:
+def lower_is_better(trainer: pl.Trainer) -> bool:
+    """Returns whether the scores of the task are better when they are smaller, as a perplexity is."""
+    return bool(cast("Any", trainer).datamodule.task.lower_is_better)
+
+
+def _direction(monitor: str, trainer: pl.Trainer) -> str:
     """Returns the mode for a metric by its name."""
     if any(word in monitor for word in ("loss", "perplexity", "error")):
         return "min"
     require(
-        monitor.rpartition("/")[2] in scores,
+        monitor.rpartition("/")[2] in cast("Any", trainer).datamodule.task.metrics,
         f"checkpoint.mode: it is not known whether {monitor} is better when it is larger or smaller; set max or min",
     )
-    return "max"
+    return "min" if lower_is_better(trainer) else "max"
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -46,7 +50,7 @@ class StepCheckpoint(ModelCheckpoint):
         dirpath: Folder of the checkpoints; null is ``checkpoints`` in the run's folder.
         monitor: Logged metric that decides which checkpoint is best; null is the task's first metric.
         mode: Whether the best value is the largest (max) or the smallest (min); null is min for losses, perplexities
-            and errors, and max for scores of the task.
+            and errors, and for scores of the task what the task says.
         last_every_n_steps: Interval of saving the last checkpoint, in steps; null saves it only after validations.
 
     Attributes:
@@ -80,7 +84,7 @@ class StepCheckpoint(ModelCheckpoint):
         # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
         if self._finds_mode and stage == "fit":
-            self.mode = _direction(self.monitor, cast("Any", trainer).datamodule.task.metrics)
+            self.mode = _direction(self.monitor, trainer)
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         # ``on_fit_start`` refuses a folder of another run.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
