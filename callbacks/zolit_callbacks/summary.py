@@ -192,7 +192,7 @@ def _table(figures: dict[str, Any], folder: Path, has_shares: bool) -> Table:
         value = figures[name]
         if value is None:
             return "not measured"
-        return f"{100 * value:.1f} %" if has_shares else f"{value:.4g}"
+        return f"{100 * value:.1f} %" if has_shares else f"{value:#.4g}"
 
     def ratio(name: str, of: str) -> str:
         return "not measured" if figures[name] is None else f"{figures[name]:.2f} x {of}"

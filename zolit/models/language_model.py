@@ -115,7 +115,8 @@ class LanguageModel:
 
     def _text_inputs(self, batch: TextBatch) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
         """Returns the arguments that predict the tokens of texts, and a function that calls the model with them."""
-        ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, :-1]
+        # The last token of a text predicts nothing. Like padding, it is hidden from what looks at activations.
+        ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, 1:]
         positions = _position_ids(mask)
         given = {"input_ids": ids, "attention_mask": mask}
         if self._accepts_positions:
