@@ -26,15 +26,13 @@ def lower_is_better(trainer: pl.Trainer) -> bool:
     return bool(cast("Any", trainer).datamodule.task.lower_is_better)
 
 
-def _direction(monitor: str, trainer: pl.Trainer) -> str:
-    """Returns the mode for a metric by its name."""
+def _direction(monitor: str, trainer: pl.Trainer) -> str | None:
+    """Returns the mode for a metric by its name; None if it is not known."""
     if any(word in monitor for word in ("loss", "perplexity", "error")):
         return "min"
-    require(
-        monitor.rpartition("/")[2] in cast("Any", trainer).datamodule.task.metrics,
-        f"checkpoint.mode: it is not known whether {monitor} is better when it is larger or smaller; set max or min",
-    )
-    return "min" if lower_is_better(trainer) else "max"
+    if monitor.rpartition("/")[2] in cast("Any", trainer).datamodule.task.metrics:
+        return "min" if lower_is_better(trainer) else "max"
+    return None
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -81,10 +79,16 @@ class StepCheckpoint(ModelCheckpoint):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sets the metric to monitor; see ``ModelCheckpoint.setup``."""
-        # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
+        # Set before a checkpoint is restored, because the callback's state in it is stored under metric and mode.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
-        if self._finds_mode and stage == "fit":
-            self.mode = _direction(self.monitor, trainer)
+        if self._finds_mode:
+            mode = _direction(self.monitor, trainer)
+            require(
+                mode is not None or stage != "fit",
+                f"checkpoint.mode: it is not known whether {self.monitor} is better when it is larger or smaller; set "
+                "max or min",
+            )
+            self.mode = mode or self.mode
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         # ``on_fit_start`` refuses a folder of another run.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

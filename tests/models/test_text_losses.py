@@ -130,7 +130,9 @@ def test_probes_measure_what_whole_logits_give(tuning: str, tied: bool, probing:
         batch = text_batch()
         if in_pieces:
             lm.prepare_texts(batch)
-        optimizer = MeZO(lm.model, lr=0.0, eps=1e-2, probing="streamed" if probing == "joint" and not in_pieces else probing)
+        optimizer = MeZO(
+            lm.model, lr=0.0, eps=1e-2, probing="streamed" if probing == "joint" and not in_pieces else probing
+        )
         losses = []
         for _ in range(3):
             optimizer.step(lambda: lm.text_losses(batch.repeated(optimizer.batch_repeats)), repeats_batch=True)  # noqa: B023

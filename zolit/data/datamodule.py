@@ -33,8 +33,8 @@ class PromptedData(LightningDataModule):
 
     Args:
         name_or_path: Folder or hub id of the model, for its tokenizer and the length of its context.
-        task: The task: SST2, RTE, ... or Classification, MultipleChoice, Generation or Text with your columns;
-            null is Classification with the prompt and label words of SST-2.
+        task: The task: SST2, RTE, ... or Classification, MultipleChoice, Generation or Text with your own
+            columns; null is Classification with the prompt and label words of SST-2.
         train_file: A jsonl, csv or parquet file to train on. A file takes precedence over the data set.
         validation_file: A jsonl, csv or parquet file to validate on.
         test_file: A jsonl, csv or parquet file to test on.
@@ -52,8 +52,8 @@ class PromptedData(LightningDataModule):
         batch_size: Training examples per step on each process.
         eval_batch_size: Largest number of examples per forward in evaluation, on each process.
         max_tokens: The longest prompt with its answer, or the longest text, in tokens; null for the model's context.
-        too_long: For prompts and texts over the limit: refuse stops with an error; cut removes the start of a prompt and
-            keeps the end, which holds the question. Of a plain text (zolit.tasks.Text), cut keeps the start.
+        too_long: For what is over the limit: refuse stops with an error; cut removes the start of a prompt and keeps
+            the end, which holds the question. Of a plain text (zolit.tasks.Text), cut keeps the start.
         seed: Seed of the training order and of the random choices of examples; null is seed_everything, or 0 without
             the command line.
         trust_remote_code: Run code that comes with the tokenizer; the command line copies model.trust_remote_code.

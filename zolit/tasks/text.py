@@ -61,6 +61,9 @@ class Text(Task):
             UserError: If the value is no text. The message continues after the record's name.
         """
         value = record[self.column]
-        if isinstance(value, bool | int | float):
-            raise UserError(f"has a number in the column {self.column!r} of --data.task.column, where a text belongs")
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise UserError(
+                f"has a value of type {kind} in the column {self.column!r} of --data.task.column, where a text belongs"
+            )
         return text_of(value, self.column)
