@@ -16,6 +16,7 @@ from tests.helpers.texts import TEXTS, naive_losses, text_batch, text_losses
 from zolit import AGZO, FirstOrder, MeZO, PerExample, ZerothOrder
 from zolit.models.language_model import LanguageModel
 from zolit.models.tuning import Full, LoRA, PrefixTuning, Tuning
+from zolit.optim.modules.calls import ModelCalls
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about kernels that are not installed
 TUNINGS: dict[str, Callable[[], Tuning]] = {"all": Full, "lora": lambda: LoRA(2), "prefix": lambda: PrefixTuning(3)}
@@ -188,6 +189,23 @@ def test_what_looks_at_activations_leaves_padding_out() -> None:
     assert found[0]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@torch.no_grad()
+def test_each_piece_has_its_columns_of_the_mask(tuning: str) -> None:
+    """The last token of a text predicts nothing, and is hidden like padding."""
+    lm = language(TUNINGS[tuning]())
+    batch, found = text_batch(more=2), list[Tensor | None]()
+    losses, calls = text_losses(lm, batch), ModelCalls(lm.model)
+    base: Any = lm.model if tuning == "all" else lm.model.get_base_model()  # type: ignore[operator]  # a model of peft
+    base.get_output_embeddings().register_forward_pre_hook(lambda _, args: found.append(calls.kept(args[0])))
+    with calls.followed():
+        losses()
+    assert len(found) > 1
+    assert torch.equal(
+        torch.cat([kept for kept in found if kept is not None], dim=1), batch.attention_mask[:, 1:].bool()
+    )
 
 
 def test_gradients_are_exact_and_logits_are_not_kept() -> None:
