@@ -14,9 +14,13 @@ from tests.helpers.families import CAUSAL, build
 from tests.helpers.padded import language
 from tests.helpers.texts import TEXTS, naive_losses, text_batch, text_losses
 from zolit import AGZO, FirstOrder, MeZO, PerExample, ZerothOrder
+from zolit.errors import UserError
 from zolit.models.language_model import LanguageModel
 from zolit.models.tuning import Full, LoRA, PrefixTuning, Tuning
 from zolit.optim.modules.calls import ModelCalls
+from zolit.tasks.text import Text
+from zolit.training.objective import Objective
+from zolit.training.row_check import RowCheck
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about kernels that are not installed
 TUNINGS: dict[str, Callable[[], Tuning]] = {"all": Full, "lora": lambda: LoRA(2), "prefix": lambda: PrefixTuning(3)}
@@ -189,6 +193,17 @@ def test_what_looks_at_activations_leaves_padding_out() -> None:
     assert found[0]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=2e-3, atol=2e-4)
+
+
+def test_a_model_in_which_padding_counts_is_refused() -> None:
+    """Every token of this model sees the mean of its row, padding included."""
+    lm, objective, batch = language(), Objective("task", Text(), None), text_batch()
+    losses = text_losses(lm, batch)
+    RowCheck(True)(batch, losses, objective, lm)
+    model: Any = lm.model
+    model.get_input_embeddings().register_forward_hook(lambda _, __, out: out + out.mean(1, keepdim=True))
+    with pytest.raises(UserError, match=r"gives an example the loss .* so that it does not ignore padding"):
+        RowCheck(True)(batch, losses, objective, lm)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
