@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,15 +21,18 @@ def deciding_metric(trainer: pl.Trainer) -> str:
     return str(cast("Any", trainer).datamodule.task.metrics[0])
 
 
-def _direction(monitor: str, scores: Sequence[str]) -> str:
-    """Returns the mode for a metric by its name."""
+def lower_is_better(trainer: pl.Trainer) -> bool:
+    """Returns whether the scores of the task are better when they are smaller, as a perplexity is."""
+    return bool(cast("Any", trainer).datamodule.task.lower_is_better)
+
+
+def _direction(monitor: str, trainer: pl.Trainer) -> str | None:
+    """Returns the mode for a metric by its name; None if it is not known."""
     if any(word in monitor for word in ("loss", "perplexity", "error")):
         return "min"
-    require(
-        monitor.rpartition("/")[2] in scores,
-        f"checkpoint.mode: it is not known whether {monitor} is better when it is larger or smaller; set max or min",
-    )
-    return "max"
+    if monitor.rpartition("/")[2] in cast("Any", trainer).datamodule.task.metrics:
+        return "min" if lower_is_better(trainer) else "max"
+    return None
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -46,7 +48,7 @@ class StepCheckpoint(ModelCheckpoint):
         dirpath: Folder of the checkpoints; null is ``checkpoints`` in the run's folder.
         monitor: Logged metric that decides which checkpoint is best; null is the task's first metric.
         mode: Whether the best value is the largest (max) or the smallest (min); null is min for losses, perplexities
-            and errors, and max for scores of the task.
+            and errors, and for scores of the task what the task says.
         last_every_n_steps: Interval of saving the last checkpoint, in steps; null saves it only after validations.
 
     Attributes:
@@ -77,10 +79,16 @@ class StepCheckpoint(ModelCheckpoint):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sets the metric to monitor; see ``ModelCheckpoint.setup``."""
-        # Set before a checkpoint is restored, because the callback's state in it is stored under the metric's name.
+        # Set before a checkpoint is restored, because the callback's state in it is stored under metric and mode.
         self.monitor = self.monitor or f"val/{deciding_metric(trainer)}"
-        if self._finds_mode and stage == "fit":
-            self.mode = _direction(self.monitor, cast("Any", trainer).datamodule.task.metrics)
+        if self._finds_mode:
+            mode = _direction(self.monitor, trainer)
+            require(
+                mode is not None or stage != "fit",
+                f"checkpoint.mode: it is not known whether {self.monitor} is better when it is larger or smaller; set "
+                "max or min",
+            )
+            self.mode = mode or self.mode
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         # ``on_fit_start`` refuses a folder of another run.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
 from zolit.optim.report import StepReport
-from zolit_callbacks.checkpoint import deciding_metric
+from zolit_callbacks.checkpoint import deciding_metric, lower_is_better
 
 Trouble = Literal["rate", "alike", "metrics", "diverged", "skipped", "still"]
 
@@ -29,7 +29,9 @@ At all default rates growth stayed below 1.01. AdamW with LoRA learned with a gr
 _GROWN_UNSEEN = 10.0
 """The same for a run without validations, whose training losses say less."""
 _GAIN = 0.05
-"""Gain of the score by which a run has learned; a constant answer hits a few more or fewer examples by chance."""
+"""Gain of the score by which a run has learned; a constant answer hits a few more or fewer examples by chance.
+
+A score that is better when it is smaller, such as a perplexity, has learned if it fell by this share of itself."""
 _FALL = 0.5
 """Factor of the loss before training below which a run has learned. A model that has diverged answers at chance, and
 this may be better than a loss before training, but not by so much."""
@@ -53,11 +55,12 @@ class HealthMonitor(pl.Callback):
     - *alike*: for ten steps in a row, all losses of a step are equal and all coefficients are 0.
     - *metrics*: a metric of a validation is NaN or infinite.
     - *diverged*: weights are more than twice as large as before the first step, and the validations show no learning:
-      the score has not risen by .05, and the loss has not halved. Without a validation before the first step, the
-      weights are ten times as large, and the loss of the last steps is above half of that of the first step.
+      the score has not risen by .05 (a perplexity has not fallen by 5 %), and the loss has not halved. Without a
+      validation before the first step, the weights are ten times as large, and the loss of the last steps is above half
+      of that of the first step.
     - *skipped*: all steps until a validation were skipped.
     - *still*: for a hundred steps or more, the score of each validation is that of the first one, and the loss as good
-      as equal.
+      as equal (a perplexity, too).
 
     Checkpoints keep the state, so that a resumed run neither forgets the start nor repeats a sentence. The caller of
     the fit asks ``verdict`` after the final weights are validated; the command line does so.
@@ -141,13 +144,13 @@ class HealthMonitor(pl.Callback):
                 self._say("diverged", self._diverged_sentence(trainer))
             if self._all_skipped():
                 self._say("skipped", self._skipped_sentence())
-            self._check_movement(f"val/{deciding_metric(trainer)}")
+            self._check_movement(f"val/{deciding_metric(trainer)}", _STILL_SHARE if lower_is_better(trainer) else 0.0)
 
-    def _check_movement(self, score: str) -> None:
-        """Warns if nothing in the validations has moved, unless another sentence has said why."""
+    def _check_movement(self, score: str, still: float) -> None:
+        """Warns if no validation moved the score by more than a share, unless another sentence has said why."""
         names = [name for name in (score, "val/loss") if name in self._after and name in self._before]
         first, last = ([metrics[name] for name in names] for metrics in (self._before, self._after))
-        shares = [0.0] * (len(names) - 1) + [_STILL_SHARE]
+        shares = [still] * (len(names) - 1) + [_STILL_SHARE]
         pairs = zip(first, last, shares, strict=True) if names else ()
         self._stands_still &= bool(names) and all(abs(new - old) <= share * abs(old) for old, new, share in pairs)
         if self._stands_still and self._steps >= _STILL_STEPS and not self._said & {"rate", "alike", "skipped"}:
@@ -212,7 +215,8 @@ class HealthMonitor(pl.Callback):
             grown = not self._growth() <= _GROWN_UNSEEN  # also if it is NaN
             return grown and self._first_loss is not None and not _mean(self._losses) < _FALL * self._first_loss
         score = f"val/{deciding_metric(trainer)}"
-        gained = self._after.get(score, 0.0) - self._before.get(score, 0.0) >= _GAIN
+        before, after = self._before.get(score, 0.0), self._after.get(score, 0.0)
+        gained = after <= (1 - _GAIN) * before if lower_is_better(trainer) else after - before >= _GAIN
         fell = self._after["val/loss"] < _FALL * self._before["val/loss"]
         return not self._growth() <= _GROWN and not gained and not fell
 

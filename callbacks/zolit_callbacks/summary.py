@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from zolit.files import write_json
 from zolit.optim.report import StepReport
-from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric, is_trial
+from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric, is_trial, lower_is_better
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
 _WARM_UP = 3
@@ -24,7 +24,7 @@ _MEASUREMENTS = 20
 
 
 class RunSummary(pl.Callback):
-    """Reports a fit's accuracy before and after training, its costs, and the paths of its files.
+    """Reports a fit's score before and after training, its costs, and the paths of its files.
 
     "Before" is the validation before the first step (``num_sanity_val_steps: -1``; checkpoints keep it). "After" is the
     validation of the final weights. On about twenty steps spread over the run, the time of a step is compared with two
@@ -157,7 +157,7 @@ class RunSummary(pl.Callback):
         if trainer.is_global_zero and not is_trial(trainer):
             folder = Path(figures["logs"])
             write_json(folder / "summary.json", figures)
-            Console().print(_table(figures, folder))
+            Console().print(_table(figures, folder, not lower_is_better(trainer)))
         return figures
 
     @override
@@ -179,18 +179,28 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return cast("list[pl.Callback]", cast("Any", trainer).callbacks)
 
 
-def _table(figures: dict[str, Any], folder: Path) -> Table:
-    def share(name: str) -> str:
+def _table(figures: dict[str, Any], folder: Path, has_shares: bool) -> Table:
+    """Returns the table for the terminal.
+
+    Args:
+        figures: The content of ``summary.json``.
+        folder: The folder of the run.
+        has_shares: Whether the scores of the task are shares from 0 to 1.
+    """
+
+    def score(name: str) -> str:
         value = figures[name]
-        return "not measured" if value is None else f"{100 * value:.1f} %"
+        if value is None:
+            return "not measured"
+        return f"{100 * value:.1f} %" if has_shares else f"{value:#.4g}"
 
     def ratio(name: str, of: str) -> str:
         return "not measured" if figures[name] is None else f"{figures[name]:.2f} x {of}"
 
     table = Table(title=f"{figures['method']}: what happened", show_header=False, title_justify="left")
     metric = figures["metric"]
-    table.add_row(f"{metric} before", share(f"{metric}_before"))
-    table.add_row(f"{metric} after", share(f"{metric}_after"))
+    table.add_row(f"{metric} before", score(f"{metric}_before"))
+    table.add_row(f"{metric} after", score(f"{metric}_after"))
     backward = f"{figures['backward_passes']:,} backward" if figures["backward_passes"] else "none of them backward"
     table.add_row("forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, {backward}")
     table.add_row("time of a step", ratio("step_over_two_forwards", "two plain forwards"))

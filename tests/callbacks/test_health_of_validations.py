@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,3 +159,29 @@ def test_on_a_real_run(zolit: Fit, option: str, steps: int, sentence: str) -> No
     length = (f"--trainer.max_steps={steps + 1}", f"--trainer.val_check_interval={steps}")
     with pytest.warns(UserWarning, match=sentence):
         zolit("fit", f"--model.optimizer.{option}", *length)
+
+
+def texts() -> Run:
+    """Returns a run whose score is a perplexity, which is better when it is smaller."""
+    run = Run()
+    run.trainer.datamodule.task = SimpleNamespace(metrics=("perplexity",), lower_is_better=True)
+    return run.start({"val/perplexity": 20.0, "val/loss": 2.996})
+
+
+@pytest.mark.parametrize(("perplexity", "diverged"), [(20.0, True), (300.0, True), (19.5, True), (18.9, False)])
+def test_a_perplexity_gains_when_it_falls(perplexity: float, diverged: bool) -> None:
+    run, after = texts().step(), {"val/perplexity": perplexity, "val/loss": math.log(perplexity)}
+    run.module["own"].data *= 2.1
+    run.validate(after)
+    verdict = run.end(after)
+    assert (verdict is not None) == diverged
+    if verdict is not None:
+        assert f"val/perplexity went from 20 to {perplexity:.3g} and val/loss went from 3 to" in verdict
+
+
+@pytest.mark.parametrize(("perplexity", "still"), [(20.01, True), (19.99, True), (20.5, False), (19.8, False)])
+def test_a_perplexity_that_moves_by_a_rounding_has_not_moved(perplexity: float, still: bool) -> None:
+    after = {"val/perplexity": perplexity, "val/loss": math.log(perplexity)}
+    said = hundred(texts().step().validate(after)).validate(after).said
+    assert len(said) == still
+    assert not still or said[0].startswith(f"val/perplexity ({perplexity:.3g}) and val/loss (3) did not move in 101 ")

@@ -178,3 +178,32 @@ def test_invalid_tables(table: str, tmp_path: Path) -> None:
         Path(table).write_text(yaml.safe_dump(content | change, sort_keys=False))
         with pytest.raises(UserError, match=said):
             read_table(table)
+
+
+def test_a_perplexity_is_better_when_it_is_smaller_and_no_share() -> None:
+    rows = {"MeZO": Row(grid={"model.optimizer.lr": [1e-3, 1e-4, 1e-5]}, published={"Text": 17.5})}
+    spec = Table("A table", {"Text": "configs/task/text.yaml", "SST-2": "configs/task/sst2.yaml"}, rows)
+    text, sst2 = ([run for run in runs(spec) if run.task == task] for task in ("Text", "SST-2"))
+    found = zip((30.0, 20.0, 25.0), (31.0, 21.5, 24.0), strict=True)
+    results = {
+        run: {"validation": validation, "score": score, "lower_is_better": True}
+        for run, (validation, score) in zip(text, found, strict=True)
+    }
+    results |= {run: {"validation": 0.5, "score": 0.25} for run in sst2}
+    cells = command._cell_texts(spec, results)
+    assert cells["MeZO", "Text"] == "21.5 / 17.5"
+    assert cells["MeZO", "SST-2"] == "25.0 / –"
+
+
+def test_a_cell_of_texts_says_that_lower_is_better(table: str, scale: str, files: str, tmp_path: Path) -> None:
+    (tmp_path / "files" / "text").mkdir()
+    for part in ("train", "validation", "test"):
+        write(tmp_path / "files" / "text" / f"{part}.jsonl", records("text", 24))
+    content = yaml.safe_load(Path(table).read_text())
+    content |= {"tasks": {"Text": "configs/task/text.yaml"}, "rows": {"MeZO": {"configs": [MEZO]}}, "seeds": [0]}
+    Path(table).write_text(yaml.safe_dump(content, sort_keys=False))
+    spec = read_table(table)
+    result = run_cell(spec, runs(spec)[0], tmp_path / "out", scale, files)
+    assert result["metric"] == "perplexity"
+    assert result["lower_is_better"]
+    assert result["validation"] > 1

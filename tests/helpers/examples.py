@@ -82,6 +82,10 @@ def _drop(i: int) -> dict[str, Any]:
     return {**about, "answers_spans": answers}
 
 
+def _text(i: int) -> dict[str, Any]:
+    return {"id": i, "text": f"{NAMES[i % 6]} has {' and '.join(THINGS[: 1 + i % 4])}, in house {i}."}
+
+
 MAKERS = {
     "sst2": _sst2,
     "rte": _rte,
@@ -94,4 +98,5 @@ MAKERS = {
     "record": _record,
     "squad": _squad,
     "drop": _drop,
+    "text": _text,
 }

@@ -33,7 +33,7 @@ class Run:
             state=SimpleNamespace(fn="fit"),
             global_step=0,
             max_steps=1000,
-            datamodule=SimpleNamespace(task=SimpleNamespace(metrics=("accuracy",))),
+            datamodule=SimpleNamespace(task=SimpleNamespace(metrics=("accuracy",), lower_is_better=False)),
             checkpoint_callback=SimpleNamespace(best_model_path="runs/best.ckpt"),
         )
         self.said: list[str] = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from zolit.tasks.metrics import MeanScore, drop_scores, squad_scores
+from zolit.tasks.metrics import MeanScore, Perplexity, TokenLoss, drop_scores, squad_scores
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,26 @@ def test_the_mean_is_exact_in_every_precision() -> None:
         mean.update([1.0, 0.0, 1 / 3])
     assert float(mean.compute()) == pytest.approx(4 / 9, abs=1e-6)
     assert mean.compute().dtype == torch.float32
+
+
+def test_the_mean_over_tokens_is_exact_in_every_precision() -> None:
+    loss, perplexity = TokenLoss().to(torch.bfloat16), Perplexity().to(torch.bfloat16)
+    for metric in (loss, perplexity):
+        for _ in range(1000):
+            metric.update(torch.tensor([1.0, 4.0]), torch.tensor([3, 1]))
+            metric.update(torch.tensor([1 / 3]), torch.tensor([70]))
+    expected = (3 + 4 + 70 / 3) / 74
+    assert float(loss.compute()) == pytest.approx(expected, abs=1e-6)
+    assert float(perplexity.compute()) == pytest.approx(math.exp(expected), abs=1e-5)
+    assert loss.compute().dtype == torch.float32
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_not_hidden(broken: float) -> None:
+    for metric in (TokenLoss(), Perplexity()):
+        metric.update(torch.tensor([1.0, broken]), torch.tensor([2, 2]))
+        metric.update(torch.tensor([1.0]), torch.tensor([2]))
+        assert metric.compute().isnan()
+        metric.reset()
+        metric.update(torch.tensor([1.0]), torch.tensor([2]))
+        assert metric.compute().isfinite()

@@ -61,7 +61,7 @@ def test_a_run_resumes_and_is_tested_with_the_best_weights(tmp_path: Path) -> No
     assert any(not torch.equal(weight, resumed["state_dict"][name]) for name, weight in half["state_dict"].items())
 
 
-@pytest.mark.parametrize("task", [pytest.param("copa", marks=pytest.mark.slow), "squad"])
+@pytest.mark.parametrize("task", [pytest.param("copa", marks=pytest.mark.slow), "squad", "text"])
 def test_answers_are_those_of_one_process(tmp_path: Path, task: str) -> None:
     """They are equal up to rounding. No cache is used: a process without the first layer would not know its length."""
     file = write(tmp_path / "data.jsonl", records(task, 24))

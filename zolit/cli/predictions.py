@@ -17,7 +17,8 @@ def predictions(batches: Iterable[Mapping[str, Any]], data: PromptedData) -> Ite
         data: The data module of the examples.
 
     Yields:
-        ``{"record": ..., "answer": ...}`` for a generated answer; else the label or the chosen answer, and the
+        ``{"record": ..., "answer": ...}`` for a generated answer. For a plain text: the mean ``loss`` of its tokens but
+        the first, their number (``tokens``), and ``perplexity``. Else the label or the chosen answer, and the
         probability of each answer. ``record`` is the number of the record in its file or split, from 1, as in messages.
     """
     task, records = data.task, data.predicted_records
@@ -25,6 +26,11 @@ def predictions(batches: Iterable[Mapping[str, Any]], data: PromptedData) -> Ite
     for batch in batches:
         if "generated" in batch:
             yield from ({"record": next(numbered)[0], "answer": text} for text in batch["generated"])
+            continue
+        if "losses" in batch:
+            columns = (batch["losses"], batch["tokens"], batch["losses"].double().exp())
+            for loss, tokens, perplexity in zip(*(column.tolist() for column in columns), strict=True):
+                yield {"record": next(numbered)[0], "loss": loss, "tokens": tokens, "perplexity": perplexity}
             continue
         for chosen, row in zip(batch["chosen"].tolist(), batch["probabilities"].tolist(), strict=True):
             number, record = next(numbered)

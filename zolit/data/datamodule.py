@@ -20,11 +20,13 @@ from zolit.data.encoding import Encoder
 from zolit.data.parts import Parts
 from zolit.data.records import Records
 from zolit.data.sampling import GlobalBatchSampler, OrderedBatchSampler, ResumableLoader
+from zolit.data.texts import EncodedTexts, encode_texts
 from zolit.errors import UserError, require
 from zolit.models.batches import Batch
 from zolit.models.loading import load_tokenizer
 from zolit.tasks.classification import Classification
 from zolit.tasks.task import DatasetSplits, Task
+from zolit.tasks.text import Text
 
 
 class PromptedData(LightningDataModule):
@@ -32,8 +34,8 @@ class PromptedData(LightningDataModule):
 
     Args:
         name_or_path: Folder or hub id of the model, for its tokenizer and the length of its context.
-        task: The task: SST2, RTE, ... or Classification, MultipleChoice or Generation with your own columns; null is
-            Classification with the prompt and label words of SST-2.
+        task: The task: SST2, RTE, ... or Classification, MultipleChoice, Generation or Text with your own
+            columns; null is Classification with the prompt and label words of SST-2.
         train_file: A jsonl, csv or parquet file to train on. A file takes precedence over the data set.
         validation_file: A jsonl, csv or parquet file to validate on.
         test_file: A jsonl, csv or parquet file to test on.
@@ -50,9 +52,9 @@ class PromptedData(LightningDataModule):
             likeliest answer (Holtzman et al., arXiv 2104.08315). This affects evaluation and prediction, not training.
         batch_size: Training examples per step on each process.
         eval_batch_size: Largest number of examples per forward in evaluation, on each process.
-        max_tokens: The longest prompt with its answer, in tokens; null for the model's context.
-        too_long: For prompts over the limit: refuse stops with an error; cut removes the start of the prompt and keeps
-            the end, which holds the question.
+        max_tokens: The longest prompt with its answer, or the longest text, in tokens; null for the model's context.
+        too_long: For what is over the limit: refuse stops with an error; cut removes the start of a prompt and keeps
+            the end, which holds the question. Of a plain text (zolit.tasks.Text), cut keeps the start.
         seed: Seed of the training order and of the random choices of examples; null is seed_everything, or 0 without
             the command line.
         trust_remote_code: Run code that comes with the tokenizer; the command line copies model.trust_remote_code.
@@ -107,7 +109,7 @@ class PromptedData(LightningDataModule):
         self.too_long = too_long
         self.seed = seed or 0
         self.trust_remote_code = trust_remote_code
-        self._encoded: dict[str, EncodedPrompts | EncodedAnswers] = {}
+        self._encoded: dict[str, EncodedPrompts | EncodedAnswers | EncodedTexts] = {}
         self._train_loader: ResumableLoader | None = None
         self._fits = False
 
@@ -129,6 +131,9 @@ class PromptedData(LightningDataModule):
         self._check_numbers()
         if self.calibrated and self.task.generates:
             raise UserError("--data.calibrated needs a task with choices; the answers of this task are generated")
+        if isinstance(self.task, Text) and (self.calibrated or self.demonstrations):
+            option = "calibrated" if self.calibrated else "demonstrations"
+            raise UserError(f"--data.{option} needs a task with answers; plain texts (zolit.tasks.Text) have none")
         self._fits = stage == "fit"
         if self._fits:  # setup runs before load_state_dict
             self._train_loader = None
@@ -156,6 +161,10 @@ class PromptedData(LightningDataModule):
             if "predict" in records:
                 self.predicted_records = records["predict"]
             for part, of_part in records.items():
+                if isinstance(self.task, Text):
+                    packed = self.task.packed and part != "predict"  # predictions are those of records
+                    self._encoded[part] = encode_texts(encoder, self.task, of_part, packed)
+                    continue
                 calibrated = self.calibrated and part != "train"
                 self._encoded[part] = encoder.encode(of_part, part != "predict", demonstrations, calibrated)
         self._check_sizes(needed)

@@ -100,8 +100,8 @@ class Encoder:
         texts = []
         for index in chosen:
             name, row = records.name(index), records.rows[index]
-            question = _ask(name, self.task.question, row)
-            answer = question.answers[_ask(name, self.task.correct_answers, row)[0]]
+            question = ask(name, self.task.question, row)
+            answer = question.answers[ask(name, self.task.correct_answers, row)[0]]
             texts.append((question.prompt + answer).strip() + SEPARATOR)
         return "".join(texts)
 
@@ -122,12 +122,12 @@ class Encoder:
         """
         rows = records.rows
         named = [(records.name(index), row) for index, row in enumerate(rows)]
-        correct = [_ask(name, self.task.correct_answers, row) if labelled else () for name, row in named]
+        correct = [ask(name, self.task.correct_answers, row) if labelled else () for name, row in named]
         if self.masked:
             blank = [self.task.content_free(row) for row in rows] if calibrated else []
             masked_baseline = self._encode_masked(records, blank, correct) if calibrated else None
             return self._encode_masked(records, rows, correct, masked_baseline)
-        questions = [_ask(name, self.task.question, row) for name, row in named]
+        questions = [ask(name, self.task.question, row) for name, row in named]
         whole = [replace(question, prompt=demonstrations + question.prompt) for question in questions]
         tokenized = self._tokenize(records, whole, labelled or not self.task.generates)
         baseline: TokenizedQuestions = []
@@ -139,7 +139,7 @@ class Encoder:
         scored = self.task.generates and labelled
         if scored:
             warn_of_long_answers(records.source, [own[0] for _, own in tokenized], self.task.max_new_tokens)
-        references = [_ask(name, self.task.references, row) if scored else () for name, row in named]
+        references = [ask(name, self.task.references, row) if scored else () for name, row in named]
         content_free = self._as_answers(baseline, correct, references) if baseline else None
         return self._as_answers(tokenized, correct, references, content_free)
 
@@ -158,7 +158,7 @@ class Encoder:
             if [] in answers:
                 empty = question.answers[answers.index([])]
                 raise UserError(f"{records.name(index)} has the answer {empty!r}, which adds no token to its prompt")
-            self._check_tokens(records, index, prompt, *answers)
+            self.check_tokens(records, index, prompt, *answers)
             if compared:
                 check_answers(self.tokenizer, records.name(index), question.answers, answers)
             tokenized.append((self._fit_to_limit(records, index, prompt, self._answer_room(answers)), answers))
@@ -173,7 +173,7 @@ class Encoder:
         labels = torch.tensor([own[0] if own else -1 for own in correct])
         words = torch.tensor([token for answer in tokenized[0][1] for token in answer])
         prompts = [torch.tensor(ids) for ids, _ in tokenized]
-        return EncodedPrompts(prompts, labels, words, self._pad_id, content_free=content_free)
+        return EncodedPrompts(prompts, labels, words, self.pad_id, content_free=content_free)
 
     def _as_answers(
         self,
@@ -184,7 +184,7 @@ class Encoder:
     ) -> EncodedAnswers:
         prompts = [torch.tensor(ids) for ids, _ in tokenized]
         answers = [[torch.tensor(answer) for answer in own] for _, own in tokenized]
-        return EncodedAnswers(prompts, answers, correct, references, self._pad_id, content_free)
+        return EncodedAnswers(prompts, answers, correct, references, self.pad_id, content_free)
 
     def _encode_masked(
         self,
@@ -194,14 +194,14 @@ class Encoder:
         content_free: EncodedPrompts | None = None,
     ) -> EncodedPrompts:
         mask, mask_id = str(self.tokenizer.mask_token), self.tokenizer.mask_token_id
-        words = _ask(records.name(0), self.task.question, rows[0]).answers
+        words = ask(records.name(0), self.task.question, rows[0]).answers
         tokens = self._mask_tokens(words)
         prompts: list[Tensor] = []
         positions = []
-        texts = [_ask(records.name(i), self.task.masked_prompt, row, mask) for i, row in enumerate(rows)]
+        texts = [ask(records.name(i), self.task.masked_prompt, row, mask) for i, row in enumerate(rows)]
         shortened = [self._shorten(records, i, text) for i, text in enumerate(texts)]
         for index, ids in enumerate(tokenize(self.tokenizer, shortened)["input_ids"]):
-            self._check_tokens(records, index, ids, tokens)
+            self.check_tokens(records, index, ids, tokens)
             if ids.count(mask_id) != 1 and len(shortened[index]) == len(texts[index]):
                 raise UserError(f"{records.name(index)} has {ids.count(mask_id)} masks in its prompt, not 1")
             kept = self._fit_to_limit(records, index, ids, 0)
@@ -210,9 +210,7 @@ class Encoder:
             positions.append(kept.index(mask_id) - len(kept))
             prompts.append(torch.tensor(kept))
         labels = torch.tensor([own[0] if own else -1 for own in correct])
-        return EncodedPrompts(
-            prompts, labels, torch.tensor(tokens), self._pad_id, torch.tensor(positions), content_free
-        )
+        return EncodedPrompts(prompts, labels, torch.tensor(tokens), self.pad_id, torch.tensor(positions), content_free)
 
     def _mask_tokens(self, words: Sequence[str]) -> list[int]:
         """Returns the token of each label word in place of a mask, with a space before it."""
@@ -239,7 +237,7 @@ class Encoder:
             )
         return end
 
-    def _check_tokens(self, records: Records, index: int, *texts: Sequence[int]) -> None:
+    def check_tokens(self, records: Records, index: int, *texts: Sequence[int]) -> None:
         """Refuses tokens that the model has no embedding for."""
         number = max((max(ids) for ids in texts if ids), default=0)
         if not self._is_known(number):
@@ -286,15 +284,15 @@ class Encoder:
         return ids[:start] + ids[start:][-room:]
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """The token id of padding. Masks hide it, and an added [PAD] often lies just beyond the model's vocabulary."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        # Masks hide padding, so any token will do. Added [PAD] tokens often lie just beyond the model's vocabulary.
         return int(next((token for token in known if token is not None and self._is_known(token)), 0))
 
 
-def _ask(name: str, ask: Callable[..., T], *about: Any) -> T:
+def ask(name: str, question: Callable[..., T], *about: Any) -> T:
     """Asks a task about a record; an error then begins with the record's name."""
     try:
-        return ask(*about)
+        return question(*about)
     except UserError as error:
         raise UserError(f"{name} {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -47,13 +47,32 @@ def end_of_long_text(tokenizer: PreTrainedTokenizerBase, text: str, limit: int |
         text: The text. Texts of up to 16 thousand characters are always returned whole.
         limit: Most tokens that the model accepts; None for :data:`LONGEST` characters.
     """
+    return _part_of_long_text(tokenizer, text, limit, lambda size: text[-size:])
+
+
+def start_of_long_text(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> str:
+    """Returns a text, or only its start if it certainly has too many tokens; see ``end_of_long_text``."""
+    return _part_of_long_text(tokenizer, text, limit, lambda size: text[:size])
+
+
+def _part_of_long_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None, part: Callable[[int], str]
+) -> str:
+    """Returns a text, or the smallest part that certainly has more tokens than a model accepts.
+
+    Args:
+        tokenizer: See ``end_of_long_text``.
+        text: See ``end_of_long_text``.
+        limit: See ``end_of_long_text``.
+        part: Returns the part of the text with a number of characters.
+    """
     if limit is None:
-        return text[-LONGEST:]
+        return part(LONGEST)
     size = max(_ALWAYS_WHOLE, _CHARACTERS_PER_TOKEN * limit)
     while size < len(text):
-        end = text[-size:]
-        if len(tokenize(tokenizer, end, add_special_tokens=False)["input_ids"]) > 2 * limit:
-            return end
+        found = part(size)
+        if len(tokenize(tokenizer, found, add_special_tokens=False)["input_ids"]) > 2 * limit:
+            return found
         size *= 2
     return text
 

@@ -1,4 +1,4 @@
-"""The two kinds of batch that a language model evaluates, and their division into micro-batches."""
+"""The three kinds of batch that a language model evaluates, and their division into micro-batches."""
 
 from __future__ import annotations
 
@@ -161,7 +161,42 @@ class AnswerBatch(NamedTuple):
             )
 
 
-Batch = PromptBatch | AnswerBatch
+class TextBatch(NamedTuple):
+    """A batch of texts, of which each token but the first is predicted from those before it.
+
+    Attributes:
+        input_ids: Token ids, shape (batch, tokens), int64, padded on the right. In a causal model no token sees
+            later ones, so this padding is right for models without a mask, too.
+        attention_mask: 0 on padding, else 1, shape (batch, tokens), int64. Each row has two tokens or more.
+        indices: Index of each example in its data set, shape (batch,), int64.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    indices: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The number of tokens that are predicted in each row, shape (batch,), int64."""
+        return self.attention_mask[:, 1:].sum(1)
+
+    def repeated(self, times: int) -> TextBatch:
+        """Returns the batch repeated along its first dimension, shape (times·batch, ...)."""
+        if times == 1:
+            return self
+        return TextBatch(*(tensor.repeat(times, *[1] * (tensor.ndim - 1)) for tensor in self))
+
+    def split(self, size: int) -> Iterator[TextBatch]:
+        """Yields the batch in parts of at most ``size`` texts, in order, without columns that are all padding."""
+        # Read once for all parts: on a GPU each read synchronizes with the device.
+        lengths = self.attention_mask.sum(dim=1).tolist()
+        for start in range(0, len(lengths), size):
+            rows = slice(start, start + size)
+            columns = slice(max(lengths[rows]))
+            yield TextBatch(self.input_ids[rows, columns], self.attention_mask[rows, columns], self.indices[rows])
+
+
+Batch = PromptBatch | AnswerBatch | TextBatch
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:

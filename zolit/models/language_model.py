@@ -1,8 +1,9 @@
-"""Evaluates a language model: logits of a word, likelihoods of answers, and generated answers."""
+"""Evaluates a language model: logits of a word, likelihoods of answers and texts, and generated answers."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from zolit.errors import require
-from zolit.models.batches import AnswerBatch, PromptBatch
+from zolit.models.batches import AnswerBatch, PromptBatch, TextBatch
 from zolit.models.loading import is_masked_lm
+from zolit.models.logit_pieces import LogitPieces
 from zolit.models.tuning import Tuning
 
 
@@ -27,6 +29,8 @@ class LanguageModel:
 
     Attributes:
         model: The model with the weights that the tuning adds.
+        keeps_logits_whole: Whether the losses of texts come from one call of the head for each call of the model. A
+            method needs this if it looks at all activations of an example that meet a weight.
     """
 
     def __init__(self, loaded: PreTrainedModel, tuning: Tuning, use_cache: bool = True) -> None:
@@ -46,6 +50,8 @@ class LanguageModel:
         head: nn.Module | None = loaded.get_output_embeddings()  # type: ignore[no-untyped-call]  # untyped there
         if head is not None:  # a class of its own may not say which module is its head
             head.register_forward_pre_hook(_make_contiguous)
+        self.keeps_logits_whole = False
+        self._pieces = LogitPieces(loaded)
         self.model: nn.Module = tuning.apply(loaded)
 
     def word_logits(self, batch: PromptBatch) -> Tensor:
@@ -87,6 +93,40 @@ class LanguageModel:
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), batch.answer_ids.flatten(), reduction="none")
         kept = batch.answer_mask
         return -(losses.view_as(kept) * kept).sum(1) / kept.sum(1)
+
+    def text_losses(self, batch: TextBatch) -> Tensor:
+        """Returns minus the mean log-likelihood of the tokens of each text but its first, shape (batch,), float32."""
+        inputs, whole = self._text_inputs(batch)
+        ids, kept = batch.input_ids[:, 1:], batch.attention_mask[:, 1:].bool()
+        width = ids.shape[1] if self.keeps_logits_whole else None
+        losses = self._pieces.token_losses(whole, inputs, ids, width)
+        return losses.masked_fill(~kept, 0.0).sum(1) / kept.sum(1)
+
+    def prepare_texts(self, batch: TextBatch) -> None:
+        """Finds out, once, whether the logits of texts can be computed in pieces. Called outside of a step.
+
+        Args:
+            batch: The first batch. Eight tokens of it are tried.
+        """
+        if not self._pieces.is_checked:
+            ids = batch.input_ids[:1].repeat(1, 8)[:, :8]
+            inputs, whole = self._text_inputs(TextBatch(ids, torch.ones_like(ids), batch.indices[:1]))
+            self._pieces.check(whole, inputs, ids[:, 1:])
+
+    def _text_inputs(self, batch: TextBatch) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+        """Returns the arguments that predict the tokens of texts, and a function that calls the model with them."""
+        # The last token of a text predicts nothing. Like padding, it is hidden from what looks at activations.
+        ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, 1:]
+        positions = _position_ids(mask)
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self._accepts_positions:
+            given["position_ids"] = positions
+
+        def whole() -> Tensor:
+            logits: Tensor = self._forward(ids, mask, positions, use_cache=False).logits
+            return logits
+
+        return {name: tensor for name, tensor in given.items() if self._accepts(name)}, whole
 
     def generate(self, batch: AnswerBatch, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[str]:
         """Generates an answer after each prompt: greedily, up to the end of the line.

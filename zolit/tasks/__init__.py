@@ -13,6 +13,7 @@ from zolit.tasks.rte import RTE
 from zolit.tasks.squad import SQuAD
 from zolit.tasks.sst2 import SST2
 from zolit.tasks.task import DatasetSplits, Question, Task
+from zolit.tasks.text import Text
 from zolit.tasks.wic import WiC
 from zolit.tasks.wsc import WSC
 
@@ -33,5 +34,6 @@ __all__ = [
     "ReCoRD",
     "SQuAD",
     "Task",
+    "Text",
     "WiC",
 ]

@@ -1,4 +1,4 @@
-"""Scores of generated answers, and a mean of scores that is exact in every precision."""
+"""Scores of generated answers, and means that are exact in every precision, over all processes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,47 @@ class MeanScore(Metric):
     def compute(self) -> Tensor:
         """Returns the mean, shape (), float32; NaN without examples."""
         return (self.total.double() / self.count / _UNIT).float()
+
+
+class TokenLoss(Metric):
+    """Mean loss of the tokens of texts, over all processes. Sums are integers for the reason in ``MeanScore``."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+    broken: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count", "broken"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, losses: Tensor, tokens: Tensor) -> None:
+        """Adds the texts of a batch.
+
+        Args:
+            losses: Mean loss of the tokens of each text, shape (batch,).
+            tokens: Number of these tokens, shape (batch,), int64.
+        """
+        finite = losses.isfinite()
+        self.total += (losses.where(finite, 0.0).double() * tokens * _UNIT).round().long().sum()
+        self.count += tokens.sum()
+        self.broken += (~finite).sum()
+
+    @override
+    def compute(self) -> Tensor:
+        """Returns the mean, shape (), float32; NaN without tokens, or if the loss of a text is not finite."""
+        return (self.total.double() / self.count / _UNIT).float().where(self.broken == 0, torch.nan)
+
+
+class Perplexity(TokenLoss):
+    """e to the power of the mean loss of the tokens of texts, over all processes."""
+
+    @override
+    def compute(self) -> Tensor:
+        """Returns the perplexity, shape (), float32; NaN as ``TokenLoss.compute``."""
+        return super().compute().exp()
 
 
 def squad_scores(answer: str, references: Sequence[str]) -> dict[str, float]:

@@ -49,7 +49,8 @@ class Task(ABC):
         dataset_config: Configuration of the data set on the hub.
         metrics: Names of the scores, logged as ``val/...``; the first one decides which checkpoint is best. Tasks with
             choices have accuracy and, with label words, macro_f1. Tasks with generated answers have the keys that
-            ``judge`` returns.
+            ``judge`` returns. ``Text`` has perplexity.
+        lower_is_better: Whether the metrics are better when they are smaller, and are no shares from 0 to 1.
         train_on_likelihood: Whether training maximizes the likelihood of the correct answer, rather than the
             probability of the correct choice among all. MeZO (arXiv 2305.17333) does so where answers are long.
         generates: Whether the model generates the answer, and ``judge`` scores it.
@@ -59,6 +60,7 @@ class Task(ABC):
     dataset: ClassVar[str | None] = None
     dataset_config: ClassVar[str | None] = None
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    lower_is_better: ClassVar[bool] = False
     train_on_likelihood: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     max_new_tokens: ClassVar[int] = 50

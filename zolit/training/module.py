@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -12,13 +12,12 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassF1Score
 from typing_extensions import override
 
 from zolit.data.datamodule import PromptedData
 from zolit.errors import require
 from zolit.methods import MeZO
-from zolit.models.batches import AnswerBatch, Batch, micro_batches
+from zolit.models.batches import AnswerBatch, Batch, TextBatch, micro_batches
 from zolit.models.language_model import LanguageModel
 from zolit.models.loading import check_model_path, load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
@@ -26,7 +25,6 @@ from zolit.optim.base_point import Closure
 from zolit.optim.modules.adapters import attach_from_state
 from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
-from zolit.tasks.metrics import MeanScore
 from zolit.tasks.task import Task
 from zolit.training.averaging import Shared, check_averaged
 from zolit.training.checkpoint_io import AtomicCheckpointIO
@@ -39,11 +37,12 @@ from zolit.training.restoring import check_weights, take_new_rate
 from zolit.training.row_check import RowCheck
 from zolit.training.safe_points import SignalSafeModule
 from zolit.training.scheduler import make_scheduler, step_after_batch, step_after_validation
+from zolit.training.scores import Scores
 from zolit.training.split import SplitCollectives, SplitStrategy
 
 
 class ZerothOrderModule(SignalSafeModule):
-    """Fine-tunes a language model with forward passes alone, so that the correct answer follows a prompt.
+    """Fine-tunes a language model with forward passes alone, on answers to prompts or on plain texts.
 
     Each training step is one step of the optimizer, which evaluates the objective several times on the same batch;
     Lightning counts it as one step. ``training_step`` returns ``{"loss": ..., "zo": StepReport}``, and callbacks read
@@ -59,10 +58,10 @@ class ZerothOrderModule(SignalSafeModule):
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after each training step, or
             lightning.pytorch.cli.ReduceLROnPlateau, stepped after each validation; null keeps the learning rate
             constant.
-        objective: The loss. task is the cross-entropy over the answers' likelihoods or, for tasks with long answers,
-            minus the log-likelihood of the correct answer, both as in MeZO. lm is minus this log-likelihood for all
-            tasks. metric is one minus the answer's score (accuracy of a choice, F1 of a generated answer), which has no
-            gradient.
+        objective: The loss. task is the cross-entropy over the answers' likelihoods or, for tasks with long answers and
+            for plain texts, minus the log-likelihood of the correct answer or of the text, as in MeZO. lm is minus this
+            log-likelihood for all tasks. metric is one minus the answer's score (accuracy of a choice, F1 of a
+            generated answer), which has no gradient.
         micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
             same step up to rounding; null evaluates the whole batch at once. A backward pass computes each part again.
         check_rows: Compare the loss of one example alone with its loss in the first batch, and refuse a model that does
@@ -153,10 +152,7 @@ class ZerothOrderModule(SignalSafeModule):
         tokenizer = load_tokenizer(self.name_or_path, self._trust_remote_code) if task.generates else None
         self.task = task
         self._objective = Objective(self._objective_kind, task, tokenizer)
-        self.scores = nn.ModuleDict({f"{s}_{name}": MeanScore() for s in ("val", "test") for name in task.metrics})
-        if "macro_f1" in task.metrics and isinstance(task, Classification):
-            for stage in ("val", "test"):
-                self.scores[f"{stage}_macro_f1"] = MulticlassF1Score(len(task.label_words), average="macro")
+        self.scores = Scores(task)
 
     @override
     def configure_model(self) -> None:
@@ -184,6 +180,7 @@ class ZerothOrderModule(SignalSafeModule):
         assert self.model is not None
         optimizer = self._make_optimizer(self.model)
         check_averaged(self)
+        self._language.keeps_logits_whole = optimizer.per_example
         if self._split:
             optimizer.collectives = SplitCollectives(optimizer)
         elif self.trainer.world_size > 1:
@@ -230,6 +227,7 @@ class ZerothOrderModule(SignalSafeModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        self._look_at(batch)
         self._row_check(batch, lambda: self.objective(batch), self._objective, self._language)
         closure, ids = self._closure_of(batch)
         if self.zo.needs_rate:
@@ -241,21 +239,15 @@ class ZerothOrderModule(SignalSafeModule):
         log_report(self, report, report.coefficients if ids is None else ())
         return {"loss": torch.tensor(loss, dtype=torch.float32), "zo": report}
 
+    def _look_at(self, batch: Batch) -> None:
+        if isinstance(batch, TextBatch):
+            self._language.prepare_texts(batch)
+
     def _evaluate(self, stage: str, batch: Batch) -> None:
+        self._look_at(batch)
         found = self._objective.evaluate(self._language, batch)
         self._row_check(batch, lambda: found.losses, self._objective, self._language)
-        size = len(found.losses)
-        for name in self.task.metrics:
-            metric = self.scores[f"{stage}_{name}"]
-            if isinstance(metric, MulticlassF1Score):
-                assert found.chosen is not None
-                assert found.correct is not None
-                metric.update(found.chosen, found.correct)
-            else:
-                metric = cast("MeanScore", metric)
-                metric.update(found.scores[name])
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
-        self.log(f"{stage}/loss", found.losses.mean(), prog_bar=True, batch_size=size, sync_dist=True)
+        self.scores.log(self, stage, found)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -279,10 +271,14 @@ class ZerothOrderModule(SignalSafeModule):
         """Returns the model's answers.
 
         Returns:
-            Where the model generates answers: ``generated``, one text for each example. Else ``chosen``, the index of
-            the likeliest answer, shape (batch,), and ``probabilities`` of all answers, shape (batch, answers), 0 where
-            there is no answer.
+            Where the model generates answers: ``generated``, one text for each example. For plain texts: ``losses``,
+            the mean loss of the tokens of each text, and ``tokens``, their number, both of shape (batch,). Else
+            ``chosen``, the index of the likeliest answer, shape (batch,), and ``probabilities`` of all answers, shape
+            (batch, answers), 0 where there is no answer.
         """
+        self._look_at(batch)
+        if isinstance(batch, TextBatch):
+            return {"losses": self._objective.losses(self._language, batch), "tokens": batch.predicted}
         if self._objective.generates and isinstance(batch, AnswerBatch):
             return {"generated": self._objective.generate(self._language, batch)}
         scores = self._objective.choice_scores(self._language, batch)

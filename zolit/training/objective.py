@@ -14,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
 from zolit.errors import require
-from zolit.models.batches import AnswerBatch, Batch, PromptBatch
+from zolit.models.batches import AnswerBatch, Batch, PromptBatch, TextBatch
 from zolit.models.language_model import LanguageModel
 from zolit.optim.collectives import Collectives
 from zolit.tasks.task import Task
+from zolit.tasks.text import Text
 
 Kind = Literal["task", "lm", "metric"]
 
@@ -31,12 +32,14 @@ class BatchScores:
         scores: Scores of each example, between 0 and 1, by name.
         chosen: Index of the chosen answer, shape (batch,), int64; None where answers are generated.
         correct: Index of the correct answer, shape (batch,), int64; None where answers are generated.
+        tokens: Number of tokens whose mean loss is the loss of each text, shape (batch,), int64; None for questions.
     """
 
     losses: Tensor
     scores: dict[str, list[float]]
     chosen: Tensor | None = None
     correct: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Objective:
@@ -44,17 +47,24 @@ class Objective:
 
     Args:
         kind: ``task`` is the cross-entropy over the answers' mean log-likelihoods or, in tasks with
-            ``train_on_likelihood``, minus the mean log-likelihood of the correct answer. ``lm`` is minus this
-            log-likelihood for all tasks. ``metric`` is one minus the answer's score, which has no gradient.
+            ``train_on_likelihood``, minus the mean log-likelihood of the correct answer or of the whole text. ``lm`` is
+            minus this log-likelihood for all tasks. ``metric`` is one minus the answer's score, which has no gradient.
         task: The task.
         tokenizer: The model's tokenizer; needed where answers are generated.
 
     Attributes:
         generates: Whether the model generates answers rather than chooses them.
         is_likelihood: Whether the losses are made of likelihoods, rather than of scores of answers.
+
+    Raises:
+        UserError: If the kind is ``metric`` and the task has no answers.
     """
 
     def __init__(self, kind: Kind, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        require(
+            kind != "metric" or not isinstance(task, Text),
+            "model.objective: metric needs a task with answers; plain texts (zolit.tasks.Text) have none",
+        )
         self.generates = task.generates
         self._metric = kind == "metric"
         self.is_likelihood = not (self._metric or self.generates)
@@ -64,6 +74,8 @@ class Objective:
 
     def losses(self, language: LanguageModel, batch: Batch) -> Tensor:
         """Returns the loss of each example, shape (batch,), float32, with no more computation than it needs."""
+        if isinstance(batch, TextBatch):
+            return language.text_losses(batch)
         if isinstance(batch, PromptBatch):
             return self._word_losses(language.word_logits(batch), batch)
         if self._train_on_likelihood:
@@ -97,8 +109,8 @@ class Objective:
             UserError: If ``losses`` makes several forwards, or if examples have different numbers of rows. It is raised
                 on all ranks, so that none waits for another.
         """
-        if isinstance(batch, PromptBatch) or self._train_on_likelihood:
-            return torch.arange(len(batch.labels), device=batch.labels.device)
+        if isinstance(batch, PromptBatch | TextBatch) or self._train_on_likelihood:
+            return torch.arange(len(batch.indices), device=batch.indices.device)
         equal = len(batch.prompt_index) == batch.max_choices * len(batch.labels)
         rows = batch.max_choices if equal and not self.generates else 0
         everywhere = set(collectives.all_gather(torch.tensor([rows])).tolist())
@@ -111,6 +123,8 @@ class Objective:
 
     def evaluate(self, language: LanguageModel, batch: Batch) -> BatchScores:
         """Returns losses and scores of a batch. Called in validation and testing."""
+        if isinstance(batch, TextBatch):
+            return BatchScores(language.text_losses(batch), {}, tokens=batch.predicted)
         if isinstance(batch, PromptBatch):
             logits = language.word_logits(batch)
             chosen = _word_scores(language, batch, logits).argmax(1)
@@ -126,7 +140,7 @@ class Objective:
         correct = batch.choice_index[batch.labels]
         return BatchScores(self._answer_losses(likelihoods, batch), {"accuracy": hits}, chosen, correct)
 
-    def choice_scores(self, language: LanguageModel, batch: Batch) -> Tensor:
+    def choice_scores(self, language: LanguageModel, batch: PromptBatch | AnswerBatch) -> Tensor:
         """Returns the scores of all answers, shape (batch, answers), float32; -inf where there is no answer."""
         if isinstance(batch, PromptBatch):
             return _word_scores(language, batch, language.word_logits(batch))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zolit.errors import require
-from zolit.models.batches import Batch, PromptBatch, micro_batches
+from zolit.models.batches import AnswerBatch, Batch, micro_batches
 from zolit.models.language_model import LanguageModel
 from zolit.training.objective import Objective
 
@@ -51,7 +51,7 @@ class RowCheck:
         if not self._is_due:
             return
         self._is_due = False
-        mask = batch.attention_mask if isinstance(batch, PromptBatch) else batch.prompt_mask
+        mask = batch.prompt_mask if isinstance(batch, AnswerBatch) else batch.attention_mask
         lengths = mask.sum(1)
         row = int(lengths.argmin())
         if not objective.is_likelihood or int(lengths[row]) == mask.shape[1]:

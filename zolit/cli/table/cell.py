@@ -32,7 +32,7 @@ def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str
         files: A folder of local data, or None.
 
     Returns:
-        ``score`` and ``validation``, between 0 and 1, and the costs of the run.
+        ``score`` and ``validation``, between 0 and 1 unless ``lower_is_better``, and the costs of the run.
     """
     folder = output / run.folder
     folders = [f"--trainer.logger.init_args.save_dir={folder}", f"--trainer.default_root_dir={folder}"]
@@ -47,15 +47,17 @@ def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str
         result |= {name: summary[name] for name in COPIED}
         result["validation"] = float(cast("Tensor", checkpoint.best_model_score))
         chosen = [f"--ckpt_path={checkpoint.best_model_path}"]
-        has_test = fitted.datamodule.has("test")
+        task, has_test = fitted.datamodule.task, fitted.datamodule.has("test")
     else:
         chosen, has_test = [], True
     if has_test:
         tested = run_command(["test", *options, *chosen])
-        metric = tested.datamodule.task.metrics[0]
+        task = tested.datamodule.task
+        metric = task.metrics[0]
         result |= {"metric": metric, "score": float(tested.trainer.callback_metrics[f"test/{metric}"])}
     else:
         result["score"] = result["validation"]
+    result["lower_is_better"] = task.lower_is_better
     result["seconds"] = time.perf_counter() - start
     write_json(folder / RESULT, result)
     return result

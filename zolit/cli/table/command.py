@@ -122,13 +122,20 @@ def _cell_texts(spec: Table, results: Results) -> dict[tuple[str, str], str]:
             for seed in spec.seeds:
                 own = [result for run, result in results.items() if (run.row, run.task, run.seed) == (row, task, seed)]
                 if own:
-                    scores.append(100 * max(own, key=lambda result: result.get("validation", 0.0))["score"])
+                    scores.append(_best_score(own))
             spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
             seeds = f" ({len(scores)} of {len(spec.seeds)} seeds)" if 0 < len(scores) < len(spec.seeds) else ""
             measured = f"{mean(scores):.1f}{spread}{seeds}" if scores else "–"
             published = details.published.get(task)
             cells[row, task] = f"{measured} / {'–' if published is None else published}"
     return cells
+
+
+def _best_score(results: Sequence[dict[str, Any]]) -> float:
+    """Returns the score of the run that validated best; in percent if the score is a share."""
+    if results[0].get("lower_is_better"):
+        return float(min(results, key=lambda result: result.get("validation", 0.0))["score"])
+    return 100 * float(max(results, key=lambda result: result.get("validation", 0.0))["score"])
 
 
 def _rich_table(title: str, spec: Table, cells: dict[tuple[str, str], str]) -> rich.table.Table:

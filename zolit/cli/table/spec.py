@@ -25,7 +25,7 @@ class Row:
         configs: Configuration files, applied after those of the table.
         options: Options by their dotted names, which override all files.
         grid: Values of options. The combination with the best validation score counts.
-        published: Published scores in percent, by the names of the tasks.
+        published: Published scores by the names of the tasks, in percent if they are shares.
         trained: Whether the model is trained; else it is tested as it is.
     """
 

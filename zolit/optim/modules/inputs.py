@@ -19,7 +19,8 @@ def watch_inputs(
 ) -> Iterator[None]:
     """Passes the inputs of modules to a function, for the time of a forward pass. Used in ``Stage.prepare``.
 
-    Only the first call of each module counts. If the batch is split into micro-batches, only the first one is seen.
+    Only the first call of each module counts. If the batch is split into micro-batches, only the first one is seen. Of
+    an output head that gets a few positions at a time, only the first positions are seen.
 
     Args:
         model: The model that the closure calls.
