@@ -35,7 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 ROOMS = {("OneLayer", "within"), ("DiagonalCurvature", "inner"), ("LayerProjection", "inner"), ("Backprop", "rest")}
 """Stages that take another stage of their kind."""
 
-PAGE = {"Knapsack", "OneShotBasis"}
+PAGE = {"AnswerRegression", "Knapsack", "OneShotBasis"}
 """What ``docs/mixing.md`` says is refused with every other stage: a method of its own builds them."""
 
 Build = Callable[[], Stage]

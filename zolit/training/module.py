@@ -23,6 +23,7 @@ from zolit.models.language_model import LanguageModel
 from zolit.models.loading import check_model_path, load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import attach_from_state
+from zolit.optim.modules.answer_head import attach_probe_from_state, check_words, tell_words
 from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
 from zolit.tasks.metrics import MeanScore
@@ -156,6 +157,11 @@ class ZerothOrderModule(SignalSafeModule):
             for stage in ("val", "test"):
                 self.scores[f"{stage}_macro_f1"] = MulticlassF1Score(len(task.label_words), average="macro")
 
+    @property
+    def _label_tokens(self) -> Tensor | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data.label_tokens if isinstance(data, PromptedData) else None
+
     @override
     def configure_model(self) -> None:
         """Loads the model, once; see ``LightningModule.configure_model``."""
@@ -172,14 +178,17 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks a checkpoint, and adds the coefficients that it has (ZO-Act), before Lightning loads the weights."""
+        """Checks a checkpoint, and adds what it has beside the model (ZO-Act, LinearProbe)."""
+        check_words(checkpoint["state_dict"], self._label_tokens)
         attach_from_state(self, checkpoint["state_dict"])
+        attach_probe_from_state(self, checkpoint["state_dict"])
         check_weights(checkpoint["state_dict"], self.state_dict())
 
     @override
     def configure_optimizers(self) -> Any:
         """Creates the optimizer, its collectives and the scheduler; see ``LightningModule.configure_optimizers``."""
         assert self.model is not None
+        tell_words(self.model, self._label_tokens)
         optimizer = self._make_optimizer(self.model)
         check_averaged(self)
         if self._split:
@@ -225,6 +234,9 @@ class ZerothOrderModule(SignalSafeModule):
         if zo.per_example:
             rows = self._objective.example_of_row(batch, zo.collectives)
             loss = optimizer.step(lambda: self._losses(parts)[rows], examples=batch.indices[rows].tolist())
+        elif zo.needs_answers:
+            answers = self._objective.answers(self._language, batch)
+            loss = optimizer.step(lambda: self._losses(parts), answers=answers)
         else:
             loss = optimizer.step(lambda: self._losses(parts, zo.batch_repeats), repeats_batch=True)
         step_after_batch(self.lr_schedulers())

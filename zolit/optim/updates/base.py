@@ -16,10 +16,12 @@ class Update(Stage):
 
     Attributes:
         uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.
+        needs_answers: Whether ``step`` must be told the correct answers of the batch.
         backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
     """
 
     uses_estimate: bool = True
+    needs_answers: bool = False
     backprop_is_chosen: bool = False
 
     @abstractmethod
