@@ -59,14 +59,14 @@ def test_only_the_logits_of_the_words_change(tied: bool) -> None:
 def test_autocast_does_not_round_the_probe() -> None:
     model = probed(tied=False)
     with torch.no_grad():
-        model.head.zo_probe.copy_(torch.full_like(model.head.zo_probe, 1.0 + 2**-12))
+        model.head.zo_probe.normal_(generator=torch.Generator().manual_seed(1))
         expected = model(IDS)[..., WORDS]
         with torch.autocast("cpu", torch.bfloat16), head_inputs(model.head) as inputs:
             found = model(IDS)[..., WORDS]
     (hidden,) = inputs
     exact = hidden.float() @ model.head.zo_probe[:, :-1].T + model.head.zo_probe[:, -1]
     assert torch.equal(found, exact.to(found.dtype))
-    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("tied", [False, True])

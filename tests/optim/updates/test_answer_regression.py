@@ -14,7 +14,7 @@ from torch.nn import functional
 from tests.helpers.classifier import Classifier, batch, closure, newton
 from tests.helpers.tiny import same, weights_of
 from zolit import LinearProbe, UserError, ZerothOrder
-from zolit.optim import AnswerRegression, Answers, Collectives, NoProbes
+from zolit.optim import AnswerRegression, Answers, BasePoint, Collectives, NoProbes, Step
 from zolit.optim.updates.logistic import scales_of
 
 WORDS = [2, 7, 3, 9, 0]
@@ -150,6 +150,20 @@ def test_it_learns_what_a_frozen_model_knows() -> None:
     optimizer.step(closure(optimizer.model, WORDS[:3], ids, answers), answers=answers)
     assert before < 0.6
     assert accuracy() > 0.9
+
+
+def test_a_step_that_is_undone_keeps_no_example() -> None:
+    optimizer = made()
+    step(optimizer, range(4))
+    kept = weights_of(optimizer.model)
+    ids, answers = batch(range(4, 8), 3)
+    losses = closure(optimizer.model, WORDS[:3], ids, answers)
+    with torch.no_grad():
+        optimizer.update.prepare(BasePoint(optimizer.model, losses, Collectives(), Step(0, 1), answers))
+    optimizer.update.rollback()
+    step(optimizer, range(4))
+    assert same(weights_of(optimizer.model), kept)
+    assert optimizer.update.state_dict()["examples"].tolist() == list(range(4))
 
 
 class Other(Collectives):
