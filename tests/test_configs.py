@@ -56,7 +56,8 @@ def test_composed_configs_run_on_the_tiny_model(zolit: Fit, model: str, method: 
     )
     assert cli.trainer.global_step == 2
     assert type(cli.model.zo).__name__.lower() == method.replace("-", "")
-    assert cli.model.zo.param_groups[0]["lr"] == cli.config.fit.model.optimizer.init_args.lr
+    rate = 1.0 if method == "linear-probe" else cli.config.fit.model.optimizer.init_args.lr
+    assert cli.model.zo.param_groups[0]["lr"] == rate
     callbacks = {type(callback).__name__ for callback in cli.trainer.callbacks}
     assert "MemoryProfiler" in callbacks
     assert ("CurvatureTracker" in callbacks) == (method == "curvzo")

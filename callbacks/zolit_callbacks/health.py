@@ -97,6 +97,8 @@ class HealthMonitor(pl.Callback):
         self._steps, self._skipped = report.step + 1, report.skipped_steps
         if report.skipped:
             return
+        if not report.coefficients and not report.total_backward_passes:
+            self._start = math.inf  # the weights are the result of a fit, and did not grow by steps
         self._first_loss = report.loss if self._first_loss is None else self._first_loss
         self._losses.append(report.loss)
         self._alike = self._alike + 1 if _probes_are_alike(report) else 0

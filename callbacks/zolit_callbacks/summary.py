@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from zolit.files import write_json
 from zolit.optim.report import StepReport
+from zolit_callbacks.arithmetic import StepArithmetic
 from zolit_callbacks.checkpoint import StepCheckpoint, deciding_metric, is_trial, lower_is_better
 from zolit_callbacks.memory import MemoryProfiler, gauge_for
 
@@ -29,7 +30,11 @@ class RunSummary(pl.Callback):
     "Before" is the validation before the first step (``num_sanity_val_steps: -1``; checkpoints keep it). "After" is the
     validation of the final weights. On about twenty steps spread over the run, the time of a step is compared with two
     plain forwards of the same batch, run just before the step; the first three steps are excluded. The summary has the
-    median ratio. These forwards are not counted in ``forward_passes``.
+    median ratio.
+
+    On steps 2, 4, 8, 16 and so on, ``StepArithmetic`` counts the floating point operations of the step and of one plain
+    forward of the same batch. The steps do not depend on the length of the run, so that a resumed run counts the same
+    ones. All these forwards are not counted in ``forward_passes``.
 
     The caller of the fit calls ``write`` after the final weights are validated; the command line does so.
     """
@@ -42,6 +47,7 @@ class RunSummary(pl.Callback):
         self._totals = {"forward_passes": 0, "backward_passes": 0, "skipped_steps": 0}
         self._ratios: list[float] = []
         self._step_seconds: list[float] = []
+        self._arithmetic = StepArithmetic()
         self._forwards_seconds = 0.0
         self._started = 0.0
         self._fit_started = 0.0
@@ -76,32 +82,36 @@ class RunSummary(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Times two plain forwards, if this step is one of those to compare with them."""
+        """Times two plain forwards, or counts the arithmetic of one, if this step is one of those to compare."""
         self._started = 0.0
+        step = trainer.global_step
         every = max(trainer.max_steps // _MEASUREMENTS, 1)
-        if (
-            len(self._ratios) >= _MEASUREMENTS
-            or trainer.global_step < _WARM_UP
-            or trainer.global_step % every != 1 % every
-        ):
-            return
-        start = self._now(pl_module.device)
-        with trainer.precision_plugin.train_step_context():
-            for _ in range(2):
+
+        def forward() -> None:
+            with trainer.precision_plugin.train_step_context():
                 cast("Any", pl_module).objective(batch)
-        self._started = self._now(pl_module.device)
-        self._forwards_seconds = self._started - start
+
+        if step > 1 and step.bit_count() == 1:
+            self._arithmetic.begin(trainer.optimizers[0], forward)
+        elif len(self._ratios) < _MEASUREMENTS and step >= _WARM_UP and step % every == 1 % every:
+            start = self._now(pl_module.device)
+            forward()
+            forward()
+            self._started = self._now(pl_module.device)
+            self._forwards_seconds = self._started - start
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the report of the step, and its time if it is compared with two forwards."""
+        """Keeps the report of the step, and what was measured of it."""
         if self._started:
             seconds = self._now(pl_module.device) - self._started
             self._step_seconds.append(seconds)
             self._ratios.append(seconds / self._forwards_seconds)
         report: StepReport = cast("dict[str, Any]", outputs)["zo"]
+        if self._arithmetic.is_measuring:
+            self._arithmetic.end(report)
         self._totals = {
             "forward_passes": report.total_forward_passes,
             "backward_passes": report.total_backward_passes,
@@ -113,6 +123,11 @@ class RunSummary(pl.Callback):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stops counting arithmetic."""
+        self._arithmetic.abandon()
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,6 +142,7 @@ class RunSummary(pl.Callback):
         metric = deciding_metric(trainer)
         watched = checkpoint is not None and checkpoint.monitor == f"val/{metric}"
         best = checkpoint.best_model_score if checkpoint and watched else None
+        steps = self._steps_of(trainer)
         return {
             "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
             "metric": metric,
@@ -134,10 +150,11 @@ class RunSummary(pl.Callback):
             f"{metric}_after": self._after.get(f"val/{metric}"),
             "loss_before": self._before.get("val/loss"),
             "loss_after": self._after.get("val/loss"),
-            "steps": self._steps_of(trainer),
+            "steps": steps,
             **self._totals,
             "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
             "step_over_two_forwards": statistics.median(self._ratios) if self._ratios else None,
+            "step_flops_over_forward": self._arithmetic.step_over_forward(self._totals["forward_passes"], steps),
             "fit_seconds": self._seconds,
             "peak_memory_bytes": peak,
             "step_memory_over_inference": None if profiler is None else profiler.step_over_inference,
@@ -162,8 +179,14 @@ class RunSummary(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Returns the scores before the first step and after the last validation, and the costs so far."""
-        return {"before": self._before, "after": self._after, "validated_at": self._validated_at, **self._totals}
+        """Returns the scores before the first step and after the last validation, and what was counted so far."""
+        return {
+            "before": self._before,
+            "after": self._after,
+            "validated_at": self._validated_at,
+            "arithmetic": self._arithmetic.state_dict(),
+            **self._totals,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -171,6 +194,7 @@ class RunSummary(pl.Callback):
         self._before = dict(state_dict["before"])
         self._after = dict(state_dict["after"])
         self._validated_at = state_dict["validated_at"]
+        self._arithmetic.load_state_dict(state_dict["arithmetic"])
         self._totals = {name: state_dict[name] for name in self._totals}
 
 
@@ -204,6 +228,7 @@ def _table(figures: dict[str, Any], folder: Path, has_shares: bool) -> Table:
     backward = f"{figures['backward_passes']:,} backward" if figures["backward_passes"] else "none of them backward"
     table.add_row("forward passes", f"{figures['forward_passes']:,} in {figures['steps']:,} steps, {backward}")
     table.add_row("time of a step", ratio("step_over_two_forwards", "two plain forwards"))
+    table.add_row("arithmetic of a step", ratio("step_flops_over_forward", "one plain forward"))
     memory = f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB at the peak"
     if figures["step_memory_over_inference"] is not None:
         memory += f"; a step takes {ratio('step_memory_over_inference', 'inference')}"

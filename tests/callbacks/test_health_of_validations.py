@@ -38,6 +38,14 @@ def test_weights_that_grow_without_learning(growth: float, after: dict[str, floa
         assert "runs/best.ckpt has the weights of the best validation" in verdict
 
 
+@pytest.mark.parametrize(("backwards", "diverged"), [(0, False), (1, True)])
+def test_weights_that_are_fitted_and_not_moved_by_steps_may_grow(backwards: int, diverged: bool) -> None:
+    """A linear probe has neither coefficients nor backward passes; AdamW has the latter."""
+    run = Run().start().step(coefficient=None, backwards=backwards, losses=(0.9,))
+    run.module["own"].data *= 10.0
+    assert (run.end(CHANCE) is not None) == diverged
+
+
 @pytest.mark.parametrize(("last", "growth", "diverged"), [(0.8, 11, True), (0.8, 9, False), (0.4, 11, False)])
 def test_without_validations_the_training_losses_count(last: float, growth: float, diverged: bool) -> None:
     run = Run().start(None).step(losses=(math.nan,), coefficient=0.0, skipped=True)

@@ -36,7 +36,8 @@ def make(name: str) -> Callable[..., ZerothOrder]:
 
 
 def test_every_method_is_in_the_battery() -> None:
-    assert {method for method, _ in METHODS.values()} == set(zolit.methods.__all__)
+    """Except for the one that needs labels, which has tests of its own."""
+    assert {method for method, _ in METHODS.values()} == set(zolit.methods.__all__) - {"LinearProbe"}
 
 
 def trained(

@@ -21,6 +21,7 @@ from zolit.files import replacing
 from zolit.models.loading import load_language_model, load_tokenizer
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.modules.adapters import adapted_modules, attach_from_state, merge_coefficients
+from zolit.optim.modules.answer_head import attach_probe_from_state, merge_probe, probed_head
 from zolit.training.checkpoint_io import check_checkpoint
 from zolit.training.restoring import check_weights
 
@@ -28,8 +29,8 @@ from zolit.training.restoring import check_weights
 def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_code: bool = False) -> None:
     """Writes a checkpoint's weights and tokenizer as a folder for ``from_pretrained``.
 
-    LoRA adapters and ZO-Act's coefficients are merged into the weights. A prefix cannot be merged; its folder holds
-    peft's adapter, for ``AutoPeftModelForCausalLM``.
+    LoRA adapters, ZO-Act's coefficients and a linear probe are merged into the weights. A prefix cannot be merged; its
+    folder holds peft's adapter, for ``AutoPeftModelForCausalLM``.
 
     Args:
         ckpt_path: A checkpoint, such as runs/version_0/checkpoints/best.ckpt.
@@ -56,8 +57,13 @@ def export(ckpt_path: str, output: str, config: str | None = None, trust_remote_
     model = _with_weights(ckpt_path, options)
     if isinstance(model, PeftModel) and not isinstance(model.peft_config["default"], PromptLearningConfig):
         model = cast("Any", model).merge_and_unload()
+    require(
+        probed_head(model) is None or not isinstance(model, PeftModel),
+        "ckpt_path: the run fitted a linear probe to a model with a prefix, and no folder can hold both",
+    )
     if adapted_modules(model):
         merge_coefficients(model)
+    merge_probe(model)
     tokenizer = load_tokenizer(options["name_or_path"], options["trust_remote_code"])
     with replacing(folder) as temporary:
         cast("PreTrainedModel", model).save_pretrained(temporary)
@@ -84,6 +90,7 @@ def _with_weights(ckpt_path: str, options: dict[str, Any]) -> nn.Module:
     )
     model = _tuning(options).apply(loaded)
     attach_from_state(model, weights)
+    attach_probe_from_state(model, weights)
     check_weights(weights, model.state_dict())
     model.load_state_dict(weights)
     return model

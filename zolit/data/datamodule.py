@@ -11,8 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from zolit.data.encoded import EncodedAnswers, EncodedPrompts
@@ -171,6 +173,13 @@ class PromptedData(LightningDataModule):
         # Lightning advises worker processes, but the tokens are in memory. A fit without validation data is intended.
         warnings.filterwarnings("ignore", message="The '[a-z]+_dataloader' does not have many workers")
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+
+    @property
+    def label_tokens(self) -> Tensor | None:
+        """Token ids of the label words, shape (classes,); None if answers are not label words of one token each."""
+        found = [part.candidates for part in self._encoded.values() if isinstance(part, EncodedPrompts)]
+        alike = len(found) == len(self._encoded) and all(torch.equal(part, found[0]) for part in found)
+        return found[0] if found and alike else None
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns this process's training batches. A fit has one loader, so that the loader keeps its position."""

@@ -66,10 +66,17 @@ class LanguageModel:
                 f"positions; set data.max_tokens {self._positions}",
             )
             logits = self._call(input_ids=ids, attention_mask=mask).logits
-            answers = mask.sum(1) + batch.answer_position
-            return logits[torch.arange(len(logits), device=logits.device), answers]
+            return logits[torch.arange(len(logits), device=logits.device), self.answer_columns(batch)]
         logits = self._last_logits(batch.input_ids, batch.attention_mask, 1)
         return logits[:, -1]
+
+    def answer_columns(self, batch: PromptBatch) -> Tensor:
+        """Returns the position in the input of the output head that predicts each answer, shape (batch,), int64.
+
+        It is the last one for causal models. For masked models, it is counted from the start of the text, since
+        ``word_logits`` pads at the end.
+        """
+        return batch.attention_mask.sum(1) + batch.answer_position if self._masked else batch.answer_position
 
     def answer_scores(self, batch: AnswerBatch, share_prompts: bool = False) -> Tensor:
         """Returns the mean log-likelihood of each answer's tokens after its prompt, shape (answers,), float32.

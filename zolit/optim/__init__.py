@@ -1,5 +1,6 @@
 """One step of zeroth-order optimization, in five stages. Imports torch, numpy and the standard library only."""
 
+from zolit.optim.answers import Answers
 from zolit.optim.base_point import BasePoint, Closure
 from zolit.optim.blocks import Block, BlockSample, CoordinateMask, Weight
 from zolit.optim.collectives import Collectives
@@ -48,6 +49,7 @@ from zolit.optim.selection.sensitive_weights import SensitiveWeights
 from zolit.optim.selection.small_weights import SmallWeights
 from zolit.optim.stage import Stage
 from zolit.optim.updates.adam import Adam
+from zolit.optim.updates.answer_regression import AnswerRegression
 from zolit.optim.updates.backprop import Backprop
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
@@ -63,6 +65,8 @@ __all__ = [
     "Adam",
     "AdaptiveBudget",
     "AllBlocks",
+    "AnswerRegression",
+    "Answers",
     "Backprop",
     "BasePoint",
     "Bayesian",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from zolit.errors import require
+from zolit.optim.answers import Answers
 from zolit.optim.blocks import Weight
 from zolit.optim.collectives import Collectives
 from zolit.optim.randomness import Step
@@ -53,19 +54,25 @@ class BasePoint:
         closure: The closure of the step.
         collectives: The collectives of the run.
         step: The step.
+        answers: The correct answers of the batch of this rank; None if they are not known.
 
     Attributes:
         losses: Mean loss of each forward pass of the step so far.
         backward_passes: Number of backward passes of the step so far.
+        recalled_loss: L(θ) of a batch that an update remembers, so that the step makes no forward; None if it does not.
         known_loss: L(θ) if it was measured and θ has not changed since, else None.
     """
 
-    def __init__(self, model: nn.Module, closure: Closure, collectives: Collectives, step: Step) -> None:
+    def __init__(
+        self, model: nn.Module, closure: Closure, collectives: Collectives, step: Step, answers: Answers | None = None
+    ) -> None:
         self.model = model
         self.closure = closure
         self.collectives = collectives
         self.step = step
+        self.answers = answers
         self.losses: list[float] = []
+        self.recalled_loss: float | None = None
         self.backward_passes = 0
         self.known_loss: float | None = None
 

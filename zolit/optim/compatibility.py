@@ -70,7 +70,7 @@ def check_compatible(
     )
     require(
         update.uses_estimate or not estimator.probes,
-        f"estimator: {moves} moves all weights by backpropagation, and would not use the losses that {measures} "
+        f"estimator: {moves} moves all weights without probes, and would not use the losses that {measures} "
         "measures; use zolit.optim.NoProbes, or another update",
     )
     require(
@@ -80,7 +80,7 @@ def check_compatible(
     )
     require(
         update.uses_estimate or update.backprop_is_chosen or selection.selects_all,
-        f"selection: {moves} trains all weights by backpropagation, whatever {chosen} selects; use "
+        f"selection: {moves} moves all weights without probes, whatever {chosen} selects; use "
         "zolit.optim.AllBlocks, and choose the weights by model.tuning",
     )
 

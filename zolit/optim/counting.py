@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from zolit.errors import NonFiniteLossError
 from zolit.optim.base_point import BasePoint
+from zolit.optim.report import SelectionReport, StepReport
 
 COUNTERS = ("steps", "forwards", "backwards", "skipped", "skipped_in_a_row")
 
 
-def count(counts: dict[str, int], base: BasePoint, skipped: bool) -> None:
-    """Adds a step to the counters. Called at the end of each step."""
+def count(
+    counts: dict[str, int],
+    base: BasePoint,
+    coefficients: Sequence[float],
+    skipped: bool,
+    lr: float,
+    selection: SelectionReport,
+) -> StepReport:
+    """Adds a step to the counters, and returns its report. Called at the end of each step.
+
+    Args:
+        counts: The counters of the optimizer.
+        base: The base point of the step.
+        coefficients: a, shape (k,).
+        skipped: Whether the weights did not move, because a loss or a gradient is not finite.
+        lr: The learning rate.
+        selection: The report of the selection.
+    """
     counts["steps"] += 1
     counts["forwards"] += len(base.losses)
     counts["backwards"] += base.backward_passes
     counts["skipped"] += skipped
     counts["skipped_in_a_row"] = counts["skipped_in_a_row"] + 1 if skipped else 0
+    losses = base.losses if base.recalled_loss is None else [base.recalled_loss]
+    return StepReport(
+        step=base.step.index,
+        loss=sum(losses) / len(losses),
+        losses=tuple(base.losses),
+        coefficients=tuple(coefficients),
+        forward_passes=len(base.losses),
+        total_forward_passes=counts["forwards"],
+        skipped=skipped,
+        skipped_steps=counts["skipped"],
+        learning_rate=lr,
+        selection=selection,
+        total_backward_passes=counts["backwards"],
+    )
 
 
 def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zolit.errors import require
+from zolit.optim.answers import Answers
 from zolit.optim.base_point import BasePoint, Closure, NotFinite
 from zolit.optim.blocks import BlockSample, partition, trainable_weights
 from zolit.optim.collectives import Collectives
@@ -153,9 +154,18 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         return self.prober.batch_repeats
 
+    @property
+    def needs_answers(self) -> bool:
+        """Whether ``step`` must be told the correct answers of the batch."""
+        return self.update.needs_answers
+
     @torch.no_grad()
     def step(  # type: ignore[override]  # torch's closure is optional
-        self, closure: Closure, examples: Sequence[int] | None = None, repeats_batch: bool = False
+        self,
+        closure: Closure,
+        examples: Sequence[int] | None = None,
+        repeats_batch: bool = False,
+        answers: Answers | None = None,
     ) -> float:
         """Makes one step. Called once for each batch.
 
@@ -170,6 +180,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 its id only, not on its position, batch or rank. Rows with the same id share a direction, but each row
                 has a separate loss. None uses the positions in the batch as ids.
             repeats_batch: Whether the closure repeats its batch ``batch_repeats`` times.
+            answers: The correct answers of the batch, for updates that fit them.
 
         Returns:
             The mean of the losses of the step, over all ranks. ``last_step`` holds the other numbers.
@@ -185,18 +196,20 @@ class ZerothOrder(torch.optim.Optimizer):
         )
         with deferred_signals(), deferred_signals(interrupts=True) as interrupts:  # Ctrl-C acts in forwards alone
             try:
-                return self._step(interrupts.acting_during(closure), examples, repeats_batch)
+                return self._step(interrupts.acting_during(closure), examples, repeats_batch, answers)
             except BaseException:
                 self.update.rollback()
                 raise
 
-    def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
+    def _step(
+        self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool, answers: Answers | None
+    ) -> float:
         require(
             not self.needs_rate, "lr: auto needs zolit.choose_rate before the first step of a loop; or set a number"
         )
         noise = None if self.last_step else NoiseCheck(closure, self.model, self._local_weights)
         step = Step(self.seed, self.counts["steps"])
-        base = BasePoint(self.model, noise or closure, self.collectives, step)
+        base = BasePoint(self.model, noise or closure, self.collectives, step, answers)
         trouble = self._prepare(base)
         sample = self.selection.select(step)
         self.perturbation.begin_step(step)
@@ -246,21 +259,7 @@ class ZerothOrder(torch.optim.Optimizer):
             self.perturbation.observe(directions, estimate.curvatures)
         else:
             self.update.rollback()
-        skipped = estimate is None
-        count(self.counts, base, skipped)
-        return StepReport(
-            step=step.index,
-            loss=sum(base.losses) / len(base.losses),
-            losses=tuple(base.losses),
-            coefficients=tuple(coefficients),
-            forward_passes=len(base.losses),
-            total_forward_passes=self.counts["forwards"],
-            skipped=skipped,
-            skipped_steps=self.counts["skipped"],
-            learning_rate=lr,
-            selection=self.selection.report(sample),
-            total_backward_passes=self.counts["backwards"],
-        )
+        return count(self.counts, base, coefficients, estimate is None, lr, self.selection.report(sample))
 
     def scratch_bytes(self) -> int:
         """Returns the bytes that all stages hold in addition to the weights. Called when memory is reported.

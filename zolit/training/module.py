@@ -23,6 +23,7 @@ from zolit.models.loading import check_model_path, load_language_model, load_tok
 from zolit.models.tuning import Full, Tuning
 from zolit.optim.base_point import Closure
 from zolit.optim.modules.adapters import attach_from_state
+from zolit.optim.modules.answer_head import attach_probe_from_state, check_words, tell_words
 from zolit.optim.optimizer import ZerothOrder
 from zolit.tasks.classification import Classification
 from zolit.tasks.task import Task
@@ -154,6 +155,11 @@ class ZerothOrderModule(SignalSafeModule):
         self._objective = Objective(self._objective_kind, task, tokenizer)
         self.scores = Scores(task)
 
+    @property
+    def _label_tokens(self) -> Tensor | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data.label_tokens if isinstance(data, PromptedData) else None
+
     @override
     def configure_model(self) -> None:
         """Loads the model, once; see ``LightningModule.configure_model``."""
@@ -170,14 +176,17 @@ class ZerothOrderModule(SignalSafeModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks a checkpoint, and adds the coefficients that it has (ZO-Act), before Lightning loads the weights."""
+        """Checks a checkpoint, and adds what it has beside the model (ZO-Act, LinearProbe)."""
+        check_words(checkpoint["state_dict"], self._label_tokens)
         attach_from_state(self, checkpoint["state_dict"])
+        attach_probe_from_state(self, checkpoint["state_dict"])
         check_weights(checkpoint["state_dict"], self.state_dict())
 
     @override
     def configure_optimizers(self) -> Any:
         """Creates the optimizer, its collectives and the scheduler; see ``LightningModule.configure_optimizers``."""
         assert self.model is not None
+        tell_words(self.model, self._label_tokens)
         optimizer = self._make_optimizer(self.model)
         check_averaged(self)
         self._language.keeps_logits_whole = optimizer.per_example
@@ -232,7 +241,8 @@ class ZerothOrderModule(SignalSafeModule):
         closure, ids = self._closure_of(batch)
         if self.zo.needs_rate:
             choose_rate_of_run(self, self.zo, self._make_scheduler, self._closure_of, batch)
-        loss = optimizer.step(closure, examples=ids, repeats_batch=ids is None)
+        answers = self._objective.answers(self._language, batch) if self.zo.needs_answers else None
+        loss = optimizer.step(closure, examples=ids, repeats_batch=ids is None, answers=answers)
         step_after_batch(self.lr_schedulers())
         report = self.zo.last_step
         assert report is not None

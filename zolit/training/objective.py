@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from zolit.errors import require
 from zolit.models.batches import AnswerBatch, Batch, PromptBatch, TextBatch
 from zolit.models.language_model import LanguageModel
+from zolit.optim.answers import Answers
 from zolit.optim.collectives import Collectives
 from zolit.tasks.task import Task
 from zolit.tasks.text import Text
@@ -94,6 +95,11 @@ class Objective:
             return [self.losses(language, part) for part in parts]
         again = partial(checkpoint, self.losses, use_reentrant=False, preserve_rng_state=False)
         return [again(language, part) for part in parts]
+
+    def answers(self, language: LanguageModel, batch: Batch) -> Answers:
+        """Returns the correct answers of a batch. Called before a step that fits them."""
+        assert isinstance(batch, PromptBatch)  # the optimizer has refused other tasks
+        return Answers(batch.indices, batch.labels, language.answer_columns(batch))
 
     def example_of_row(self, batch: Batch, collectives: Collectives) -> Tensor:
         """Returns the example of each row in the forward that ``losses`` makes, shape (rows,), int64.

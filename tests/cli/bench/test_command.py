@@ -59,6 +59,7 @@ STEP = {
     "peak_bytes": int,
     "peak_over_inference": float,
     "forward_passes": int,
+    "flops_over_forward": float,
     "reduced_bytes": int,
 }
 
@@ -92,7 +93,7 @@ def test_command(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str
             parts = [step[f"{part}_seconds"] for part in ("noise", "arithmetic", "overhead")]
             assert measurement["forwards_seconds"] + sum(parts) == pytest.approx(step["step_seconds"])
             assert step["peak_over_inference"] == step["peak_bytes"] / measurement["inference_peak_bytes"] > 1.0
-            assert step["forward_passes"] == 2
+            assert step["forward_passes"] == step["flops_over_forward"] == 2
             assert step["reduced_bytes"] == 8  # two losses, float32
     printed = capsys.readouterr().out
     for word in ("mezo", "curvzo", "four-pass", "32-true", "bf16-true", "170,944"):

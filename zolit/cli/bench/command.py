@@ -31,9 +31,9 @@ from zolit.optim.perturbation.base import Perturbation
 from zolit.optim.perturbation.gaussian import Gaussian
 from zolit.optim.perturbation.gaussian_pool import GaussianPool
 
-# ZO-Act would add coefficients to the model, on which all other methods are measured.
+# These two would add coefficients to the model, on which all other methods are measured.
 METHODS: dict[str, type[zolit.ZerothOrder]] = {
-    name.lower(): getattr(zolit.methods, name) for name in zolit.methods.__all__ if name != "ZOAct"
+    name.lower(): getattr(zolit.methods, name) for name in zolit.methods.__all__ if name not in ("ZOAct", "LinearProbe")
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rich.progress import Progress
 from torch import Tensor
+from zolit_callbacks.arithmetic import FlopCounter
 
 from zolit.cli.bench.baseline import FourPass
 from zolit.cli.bench.memory import peak_bytes
@@ -96,6 +97,7 @@ class _Runner:
         transient_bytes: Peak of the tensors during a step, beyond the workload's own.
         parts: Seconds of noise and of arithmetic in a further step, as one of two processes.
         forward_passes: Evaluations of the batch in that step.
+        flops: Floating point operations of another step.
         reduced_bytes: Bytes that this process would send in that step.
     """
 
@@ -105,6 +107,9 @@ class _Runner:
         self.forward_passes = self.reduced_bytes = 0
         self.transient_bytes = peak_bytes(workload.device, self._start, self.step)
         self._inspect()
+        with FlopCounter() as counter:
+            self.step()
+        self.flops = counter.flops
 
     def _start(self) -> None:
         self._stepper = self.candidate.make()
@@ -136,7 +141,9 @@ class _Runner:
         self.reduced_bytes = counter.bytes
         self.parts = watch.seconds
 
-    def cost(self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int) -> StepCost:
+    def cost(
+        self, steps: Sequence[float], forwards: Sequence[float], inference: float, weights: int, flops: int
+    ) -> StepCost:
         """Returns the costs of a step.
 
         Args:
@@ -144,6 +151,7 @@ class _Runner:
             forwards: Seconds of two plain forwards in each round.
             inference: Peak bytes of a plain forward.
             weights: Bytes of weights and buffers.
+            flops: Floating point operations of a plain forward.
         """
         ratios = [step / plain for step, plain in zip(steps, forwards, strict=False)]
         noise, arithmetic = self.parts["noise"], self.parts["arithmetic"]
@@ -158,6 +166,7 @@ class _Runner:
             peak_bytes=weights + self.transient_bytes,
             peak_over_inference=(weights + self.transient_bytes) / inference,
             forward_passes=self.forward_passes,
+            flops_over_forward=self.flops / flops,
             reduced_bytes=self.reduced_bytes,
         )
 
@@ -204,6 +213,11 @@ def measure(
         if len(forwards) == 2:  # the second round lacks candidates of one round, so its time predicts the others'
             wanted = max(MIN_ROUNDS, round(budget / (time.perf_counter() - start)))
             progress.update(bar, total=(1 + wanted) * (1 + len(runners)))
+    with FlopCounter() as counter:
+        workload.inference()
     weights = workload.weight_bytes
-    costs = [runner.cost(own, forwards, inference, weights) for runner, own in zip(runners, steps, strict=True)]
+    costs = [
+        runner.cost(own, forwards, inference, weights, counter.flops)
+        for runner, own in zip(runners, steps, strict=True)
+    ]
     return Measurement(precision, len(forwards), median(forwards), inference, weights, costs)

@@ -58,6 +58,7 @@ class StepCost:
         peak_bytes: Peak memory of tensors during a step.
         peak_over_inference: The same, over the peak during a plain forward.
         forward_passes: Evaluations of the batch in a step.
+        flops_over_forward: Floating point operations of a step over those of one plain forward; see ``FlopCounter``.
         reduced_bytes: Bytes that a data-parallel rank sends to all-reduces in a step.
     """
 
@@ -71,6 +72,7 @@ class StepCost:
     peak_bytes: int
     peak_over_inference: float
     forward_passes: int
+    flops_over_forward: float
     reduced_bytes: int
 
 

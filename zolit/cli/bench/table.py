@@ -20,13 +20,26 @@ def show(console: Console, setting: Setting, measurement: Measurement) -> None:
         f"{setting.device}, torch {setting.torch}, threads: {setting.threads}\n"
         f"time, and its parts besides the forwards: in units of two plain forwards ({unit:.3g} s), median of "
         f"{measurement.rounds} rounds (four-pass: one)\n"
-        f"memory: in units of a plain forward's peak ({measurement.inference_peak_bytes / _MIB:.4g} MiB)",
+        f"memory: in units of a plain forward's peak ({measurement.inference_peak_bytes / _MIB:.4g} MiB)\n"
+        "flops: floating point operations, in units of one plain forward's",
         highlight=False,
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("method")
     table.add_column("probing")
-    for heading in ("time", "range", "noise", "arithmetic", "overhead", "s", "memory", "MiB", "forwards", "bytes sent"):
+    for heading in (
+        "time",
+        "range",
+        "noise",
+        "arithmetic",
+        "overhead",
+        "s",
+        "memory",
+        "MiB",
+        "forwards",
+        "flops",
+        "bytes sent",
+    ):
         table.add_column(heading, justify="right")
     for cost in measurement.steps:
         ratio = cost.step_over_forwards
@@ -41,6 +54,7 @@ def show(console: Console, setting: Setting, measurement: Measurement) -> None:
             f"[bold]{cost.peak_over_inference:.2f}",
             f"{cost.peak_bytes / _MIB:.4g}",
             str(cost.forward_passes),
+            f"{cost.flops_over_forward:.2f}",
             str(cost.reduced_bytes),
         )
     console.print(table)

@@ -16,7 +16,15 @@ from zolit.files import write_json
 from zolit.training.checkpoint_io import newest_whole
 
 RESULT = "result.json"
-COPIED = ("metric", "steps", "forward_passes", "backward_passes", "peak_memory_bytes", "step_memory_over_inference")
+COPIED = (
+    "metric",
+    "steps",
+    "forward_passes",
+    "backward_passes",
+    "step_flops_over_forward",
+    "peak_memory_bytes",
+    "step_memory_over_inference",
+)
 
 
 def run_cell(table: Table, run: Run, output: Path, scale: str | None, files: str | None) -> dict[str, Any]:

@@ -16,12 +16,14 @@ class Update(Stage):
 
     Attributes:
         uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.
+        needs_answers: Whether ``step`` must be told the correct answers of the batch.
         backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
         reach: The sum of what one estimate adds to the weights over all later steps, in units of the learning rate.
             None if it depends on more than the estimate, as in Adam.
     """
 
     uses_estimate: bool = True
+    needs_answers: bool = False
     backprop_is_chosen: bool = False
     reach: float | None = None
 
