@@ -48,9 +48,12 @@ from zolit.optim.stage import Stage
 from zolit.optim.updates.adam import Adam
 from zolit.optim.updates.backprop import Backprop
 from zolit.optim.updates.base import Update
+from zolit.optim.updates.factored import Factored
+from zolit.optim.updates.fused import FusedBackprop
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.layer_projection import LayerProjection
 from zolit.optim.updates.rounding import Rounding
+from zolit.optim.updates.rule import Rule
 from zolit.optim.updates.sgd import SGD
 
 __all__ = [
@@ -79,10 +82,12 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Evaluate",
+    "Factored",
     "FactoredPerturbation",
     "Factors",
     "FixedBudget",
     "FixedMask",
+    "FusedBackprop",
     "Gaussian",
     "GaussianPool",
     "Generators",
@@ -108,6 +113,7 @@ __all__ = [
     "PublishedSampling",
     "Rademacher",
     "Rounding",
+    "Rule",
     "ScoreRule",
     "Selection",
     "SelectionReport",

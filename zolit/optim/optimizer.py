@@ -160,6 +160,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """Makes one step. Called once for each batch.
 
         If a loss or a gradient is NaN or infinite, the step is skipped: the weights and all state keep their values.
+        ``FusedBackprop`` cannot undo a step. There a weight whose gradient is not finite keeps its value and its state,
+        the other weights move, and the step counts as skipped.
 
         Args:
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
@@ -193,7 +195,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def _step(self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool) -> float:
         noise = None if self.last_step else NoiseCheck(closure, self.model, self._local_weights)
         step = Step(self.seed, self._counts["steps"])
-        base = BasePoint(self.model, noise or closure, self.collectives, step)
+        base = BasePoint(self.model, noise or closure, self.collectives, step, float(self.param_groups[0]["lr"]))
         trouble = self._prepare(base)
         sample = self.selection.select(step)
         self.perturbation.begin_step(step)
@@ -216,7 +218,8 @@ class ZerothOrder(torch.optim.Optimizer):
             noise.warn(self.eps if self.prober.rounds_weights else math.inf)
         if trouble is not None:
             losses = f"the losses {base.losses} are not all finite"
-            warn_or_stop(self._counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)
+            what = f"{trouble} is not finite" if str(trouble) else losses
+            warn_or_stop(self._counts, self.max_skipped, what, trouble.moved)
         return self.last_step.loss
 
     def _prepare(self, base: BasePoint) -> NotFinite | None:
@@ -234,7 +237,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self, step: Step, base: BasePoint, sample: BlockSample, directions: Directions, estimate: Estimate | None
     ) -> StepReport:
         """Moves the weights, lets stages learn, and returns the report. Without an estimate, the step is skipped."""
-        lr = float(self.param_groups[0]["lr"])
+        lr = base.lr
         coefficients = [0.0] * directions.count if estimate is None else estimate.coefficients.tolist()
         if estimate is not None:
             gradient = Gradient(directions, coefficients, self.collectives)
