@@ -21,7 +21,7 @@ _CHUNK = 1 << 19
 
 
 class Arrivals:
-    """Runs a backward pass and passes each gradient on, once, as soon as it is complete.
+    """Passes on each gradient of a backward pass, once, as soon as it is complete.
 
     A hook of torch receives the gradient of a weight when all uses of the weight have added to it
     (``register_post_accumulate_grad_hook``). No later part of this backward pass needs the weight, so that the receiver
@@ -59,8 +59,9 @@ class Arrivals:
         self._done: set[Weight] = set()
         self.not_finite: list[str] = []
 
-    def run(self, loss: Tensor) -> None:
-        """Runs the backward pass. Called once.
+    @contextmanager
+    def passed_on(self, loss: Tensor) -> Iterator[None]:
+        """Passes on the gradients of one backward pass of the loss, which runs within the context. Used once.
 
         Args:
             loss: Shape ().
@@ -70,20 +71,15 @@ class Arrivals:
         """
         if self._queue:
             self._absent = {id(weight.parameter) for weight in self._weights} - _used(loss)
-        with self._hooks():
-            loss.backward()  # type: ignore[no-untyped-call]  # untyped there
-        for weight in reversed(self._weights):
-            if weight not in self._done:
-                self._pass_on(weight, self._held.pop(weight, None))
-
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
         with ExitStack() as hooks:
             for weight in self._weights:
                 weight.parameter.grad = None
                 hook = weight.parameter.register_post_accumulate_grad_hook(self._arrival_of(weight))
                 hooks.callback(hook.remove)
             yield
+        for weight in reversed(self._weights):
+            if weight not in self._done:
+                self._pass_on(weight, self._held.pop(weight, None))
 
     def _arrival_of(self, weight: Weight) -> Callable[[Tensor], None]:
         @torch.no_grad()

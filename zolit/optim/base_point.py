@@ -141,13 +141,14 @@ class BasePoint:
                 have been passed on then.
             UserError: If the closure computes the loss without gradients, or a gradient arrives in parts.
         """
-        one = self.collectives.size == 1
-        with self._differentiated(weights, recompute):
-            with ThinGradients(self.model, [weight.parameter for weight in weights] if one else []) as thin:
-                loss = self._loss_with_gradient()
-                self._recorded(float(self.collectives.all_mean(loss.detach().view(1)).cpu().double()))
-                arrivals = Arrivals(weights, self.collectives, receive, thin)
-                arrivals.run(loss)
+        # Ranks exchange whole gradients.
+        thin = ThinGradients(self.model, [w.parameter for w in weights] if self.collectives.size == 1 else [])
+        with self._differentiated(weights, recompute), thin.collected():
+            loss = self._loss_with_gradient()
+            self._recorded(float(self.collectives.all_mean(loss.detach().view(1)).cpu().double()))
+            arrivals = Arrivals(weights, self.collectives, receive, thin)
+            with arrivals.passed_on(loss):
+                loss.backward()  # type: ignore[no-untyped-call]  # untyped there
         self.backward_passes += 1
         if bad := arrivals.not_finite:
             raise NotFinite(f"the gradient of {bad[0]}", moved=len(bad) < len(weights))

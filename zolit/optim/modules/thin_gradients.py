@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from zolit.optim.modules.layers import find_layers
 from zolit.optim.precision import without_autocast
+
+_Function = Callable[..., Any]
 
 
 class ThinGradient:
@@ -85,8 +88,8 @@ class _Product:
         return self.result[:, first:stop].t().float() @ self.inputs.float()
 
 
-class ThinGradients(TorchFunctionMode):
-    """Collects thin gradients in a forward and its backward pass, which must both run within the context.
+class ThinGradients:
+    """Collects thin gradients in a forward and its backward pass.
 
     Lookups and products that use a matrix outside of the layers compute with a copy without gradient. Their results
     pass their gradients on here, and autograd forms no gradient of the matrix. A tied embedding, which is the output
@@ -102,32 +105,35 @@ class ThinGradients(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-        super().__init__()
         inside = {id(p) for layer in find_layers(model)[1] for p in layer.parameters()}
+        self._model = model
         self._matrices = {id(p): p for p in parameters if p.ndim == 2 and id(p) not in inside}
         self.found: dict[int, ThinGradient] = {}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Computes a function of torch. Called by torch for each function within the context."""
-        kwargs = kwargs or {}
-        if func in _USES and torch.is_grad_enabled():
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            if id(weight) in self._matrices and args:
-                plain = (args[0], weight.detach(), *args[2:])
-                result = _USES[func](self, weight, func, plain, {**kwargs})
-                if result is not None:
-                    return result
-        return func(*args, **kwargs)
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Replaces the matrices in their modules for the time of a forward and its backward pass."""
+        entries = []
+        try:
+            for module in self._model.modules():
+                for name, parameter in module._parameters.items():
+                    if id(parameter) in self._matrices:
+                        # Python finds an attribute in the __dict__ of a module before the entry in _parameters.
+                        module.__dict__[name] = _View.of(self._matrices[id(parameter)], self)
+                        entries.append((module, name))
+            yield
+        finally:
+            for module, name in entries:
+                del module.__dict__[name]
 
-    def _look_up(self, weight: nn.Parameter, func: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
+    def look_up(self, weight: nn.Parameter, func: _Function, args: Sequence[Any], kwargs: Any) -> Tensor | None:
+        """Computes a lookup in an embedding. Returns None if autograd must compute it."""
         names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
         options = {**dict(zip(names, args[2:], strict=False)), **kwargs}
         ids = args[0]
         if ids.numel() >= len(weight) or options.get("max_norm") is not None or options.get("scale_grad_by_freq"):
             return None
-        rows: Tensor = func(*args, **kwargs).requires_grad_()
+        rows: Tensor = func(ids, weight.detach(), *args[2:], **kwargs).requires_grad_()
         padding, thin = options.get("padding_idx"), self._thin(weight)
 
         def keep(looked_up: Tensor) -> None:
@@ -140,11 +146,12 @@ class ThinGradients(TorchFunctionMode):
         rows.register_post_accumulate_grad_hook(keep)
         return rows.clone()  # the model may write to the result, and must not write to a leaf
 
-    def _multiply(self, weight: nn.Parameter, func: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
+    def multiply(self, weight: nn.Parameter, func: _Function, args: Sequence[Any], kwargs: Any) -> Tensor | None:
+        """Computes a product x Wᵀ. Returns None if autograd must compute it."""
         inputs = args[0]
         if inputs.numel() // inputs.shape[-1] * sum(weight.shape) >= weight.numel():
             return None
-        result: Tensor = func(*args, **kwargs)
+        result: Tensor = func(inputs, weight.detach(), *args[2:], **kwargs)
         if not result.requires_grad:
             return None
         inputs, thin = inputs.detach().flatten(0, -2), self._thin(weight)
@@ -155,7 +162,35 @@ class ThinGradients(TorchFunctionMode):
         return self.found.setdefault(id(weight), ThinGradient(weight.shape, weight.device))
 
 
-_USES: dict[Any, Callable[..., Any]] = {
-    functional.embedding: ThinGradients._look_up,
-    functional.linear: ThinGradients._multiply,
+class _View(Tensor):
+    """Stands for a matrix in its modules: any function of torch computes with the matrix, but for its thin uses."""
+
+    _is_param = True  # makes isinstance(view, nn.Parameter) true
+    parameter: nn.Parameter
+    thin: ThinGradients
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter, thin: ThinGradients) -> Self:
+        view = parameter.as_subclass(cls)
+        view.parameter, view.thin = parameter, thin
+        return view
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Computes a function whose arguments include views. Called by torch."""
+        plain, options = tree_map_only(_View, lambda view: view.parameter, (tuple(args), kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            view = args[1] if len(args) > 1 else None
+            if func in _USES and isinstance(view, _View) and torch.is_grad_enabled():
+                result = _USES[func](view.thin, view.parameter, func, plain, options)
+                if result is not None:
+                    return result
+            return func(*plain, **options)
+
+
+_USES: dict[Any, Callable[..., Tensor | None]] = {
+    functional.embedding: ThinGradients.look_up,
+    functional.linear: ThinGradients.multiply,
 }

@@ -27,8 +27,8 @@ class Factored:
 
     v = r cᵀ / mean(r),  u = g / √v,  θ ← θ - η max(ε₂, RMS(θ)) u / max(1, RMS(u)),
 
-    where RMS is the root of the mean square over all elements of a weight. A step changes a weight by about η of its own
-    size, so that η is far larger than that of Adam. There is no average of g, so the rule needs no bias correction.
+    where RMS is the root of the mean square over all elements of a weight. A step changes a weight by about η of its
+    own size, so that η is far larger than that of Adam. There is no average of g.
 
     As in AdaLomo's code and in Adafactor (arXiv 1804.04235), the old averages have the weight 1 - t^-0.8 in step t, and
     ε₁ = 1e-30 is added to g². Vectors keep an average for each element. Differences from the code: a tensor of three

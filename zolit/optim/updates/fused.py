@@ -23,9 +23,9 @@ class FusedBackprop(Update):
     The weights are the same as those of ``Backprop``: to the bit, except for matrices outside of the layers, whose
     gradients are summed in another order (``ThinGradients``).
 
-    The loss is checked before the backward pass; if it is not finite, nothing moves. A gradient that is not finite comes
-    when other weights have moved. Its weight keeps its value and its state, and the step counts as skipped. On a GPU
-    the host waits once for each weight to know this.
+    The loss is checked before the backward pass; if it is not finite, nothing moves. A gradient that is not finite
+    comes when other weights have moved. Its weight keeps its value and its state, and the step counts as skipped. On a
+    GPU the host waits once for each weight to know this.
 
     If a batch is evaluated in parts, gradients are complete in the last part only. Those of the other parts are kept.
 

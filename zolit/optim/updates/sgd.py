@@ -15,8 +15,8 @@ from zolit.optim.blocks import Weight
 from zolit.optim.randomness import Step
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
-from zolit.optim.updates.rule import Chunks, Read
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
+from zolit.optim.updates.rule import Chunks, Read
 
 
 class SGD(Update):
