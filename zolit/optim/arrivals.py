@@ -74,7 +74,8 @@ class Arrivals:
         with ExitStack() as hooks:
             for weight in self._weights:
                 weight.parameter.grad = None
-                hook = weight.parameter.register_post_accumulate_grad_hook(self._arrival_of(weight))
+                arrive = self._arrival_of(weight)
+                hook = weight.parameter.register_post_accumulate_grad_hook(arrive)  # type: ignore[no-untyped-call]
                 hooks.callback(hook.remove)
             yield
         for weight in reversed(self._weights):
@@ -147,6 +148,6 @@ def _used(loss: Tensor) -> set[int]:
             continue
         seen.add(node)
         if node.name() == "torch::autograd::AccumulateGrad":
-            found.add(id(node.variable))
+            found.add(id(node.variable))  # type: ignore[attr-defined]  # of this kind of node
         waiting.extend(following for following, _ in node.next_functions)
     return found

@@ -143,7 +143,7 @@ class ThinGradients:
                 gradients = gradients.masked_fill((ids == padding % len(weight)).view(-1, 1), 0.0)
             thin.add(_Rows(ids.flatten(), gradients))
 
-        rows.register_post_accumulate_grad_hook(keep)
+        rows.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]  # untyped there
         return rows.clone()  # the model may write to the result, and must not write to a leaf
 
     def multiply(self, weight: nn.Parameter, func: _Function, args: Sequence[Any], kwargs: Any) -> Tensor | None:
@@ -155,7 +155,11 @@ class ThinGradients:
         if not result.requires_grad:
             return None
         inputs, thin = inputs.detach().flatten(0, -2), self._thin(weight)
-        result.register_hook(lambda own: thin.add(_Product(own.flatten(0, -2), inputs)))
+
+        def keep(own: Tensor) -> None:
+            thin.add(_Product(own.flatten(0, -2), inputs))
+
+        result.register_hook(keep)  # type: ignore[no-untyped-call]  # untyped there
         return result
 
     def _thin(self, weight: nn.Parameter) -> ThinGradient:

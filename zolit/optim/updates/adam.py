@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from zolit.errors import require, require_one_of
+from zolit.optim.arrivals import Read
 from zolit.optim.blocks import Weight
 from zolit.optim.randomness import Step
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
-from zolit.optim.updates.rule import Chunks, Read
+from zolit.optim.updates.rule import Chunks
 
 
 class Adam(Update):

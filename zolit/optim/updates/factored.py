@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from zolit.errors import require, require_one_of
+from zolit.optim.arrivals import Read
 from zolit.optim.blocks import Weight
 from zolit.optim.buffers import pieces
 from zolit.optim.precision import without_autocast
 from zolit.optim.randomness import Step
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
-from zolit.optim.updates.rule import Chunks, Read
+from zolit.optim.updates.rule import Chunks
 
 _LEAST_SQUARE = 1e-30  # ε₁ of AdaLomo's code
 _LEAST_SCALE = 1e-3  # ε₂

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from zolit.errors import require, require_one_of
+from zolit.optim.arrivals import Read
 from zolit.optim.blocks import Weight
 from zolit.optim.randomness import Step
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
-from zolit.optim.updates.rule import Chunks, Read
+from zolit.optim.updates.rule import Chunks
 
 
 class SGD(Update):
@@ -70,8 +71,7 @@ class SGD(Update):
         for start, stop in chunks:
             key = rounding_key(self._rounding, step, weight, start)
             with self._upcaster.upcast([weight.flat[start:stop]], key) as (piece,):
-                own = read(start, stop)
-                self._move(piece, weight, start, stop, lr, lambda into, scale, own=own: into.add_(own, alpha=scale))
+                self._move(piece, weight, start, stop, lr, partial(_add, read(start, stop)))
 
     def _move(
         self, piece: Tensor, weight: Weight, start: int, stop: int, lr: float, add: Callable[[Tensor, float], object]
@@ -108,6 +108,10 @@ class SGD(Update):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores v, in float32 for all types of weights; see ``Stage.load_state_dict``."""
         self._velocities = {name: velocity.clone() for name, velocity in state["velocities"].items()}
+
+
+def _add(gradient: Tensor, into: Tensor, scale: float) -> None:
+    into.add_(gradient, alpha=scale)
 
 
 def _add_estimate(gradient: Gradient, weight: Weight, start: int, stop: int, into: Tensor, scale: float) -> None:
