@@ -49,7 +49,9 @@ def test_autocast(way: dict[str, bool], around: bool) -> None:
         optimizer, losses = FirstOrder(model, lr=1e-2, **options), regression(model)
 
         def closure() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            # The cache of autocast would keep a copy of every weight in 16 bits.
+            assert torch.is_autocast_cache_enabled() == (not options.get("recompute", False))
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=torch.is_autocast_cache_enabled()):
                 return losses().float()
 
         for _ in range(5):
