@@ -67,9 +67,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "senszoq": ("SensZOQ", {}),
     "senszoq, dense": ("SensZOQ", {"density": 0.3}),
     "first order": ("FirstOrder", {}),
+    "first order, recomputed": ("FirstOrder", {"recompute": True}),
+    "first order, fused": ("FirstOrder", {"keep_gradients": False}),
+    "first order, sgd": ("FirstOrder", {"rule": "sgd", "keep_gradients": False, "recompute": True}),
+    "first order, factored": ("FirstOrder", {"rule": "factored", "keep_gradients": False, "recompute": True}),
+    "first order, last layer": ("FirstOrder", {"layers": 1, "keep_gradients": False}),
 }
 
-OFF_SPAN: set[str] = {"first order", "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
+FIRST_ORDER: set[str] = {name for name, (method, _) in METHODS.items() if method == "FirstOrder"}
+"""Forms without random numbers, except for the rounding of 16 bits."""
+
+OFF_SPAN: set[str] = {*FIRST_ORDER, "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
 """Forms that also move weights outside of the span of one step's directions: by backpropagation or by averages."""
 
 ORDERED = {"hi-zfo", "hi-zfo, profiled again"}
@@ -83,7 +91,7 @@ RATES: dict[str, float] = {
     "bszo": 1.0,
     "dominant layer": 5e-3,
     "dominant layer, by curvature": 3e-3,
-    "first order": 1e-2,
+    **dict.fromkeys(FIRST_ORDER, 1e-2),
     "fzoo": 1e-6,
     "fzoo, code": 1e-2,
     "hizoo, fast": 3e-3,

@@ -3,7 +3,8 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python tests/helpers/ranks_battery.py
 
 The first rank prints the name of every method whose weights are equal to the bit on both ranks after the steps. In
-float32 the second rank has fewer examples. Per-example methods must then end as one process with all examples. If the
+float32 the second rank has fewer examples. Per-example methods must then end as one process with all examples. So must
+backpropagation with equally many examples, whose ranks may also use other layers of the model in each step. If the
 second rank has no example, steps are skipped or refused on both.
 
 The default group has a backend for CUDA tensors alone, as with NCCL: it refuses every tensor of this CPU. Only what
@@ -73,6 +74,19 @@ def run(name: str, dtype: torch.dtype, sizes: tuple[int, int], ranks: list[int],
     return torch.cat([weight.detach().flatten().float() for weight in model.parameters()]) - before
 
 
+def run_routed(name: str, rank: int) -> Tensor:
+    """Makes a few steps in which each rank uses another layer of the model; returns how weights moved."""
+    model = layered()
+    optimizer = made(name, model)
+    optimizer.collectives = ProcessCollectives(model)
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(rank))
+    before = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    for step in range(STEPS):
+        layer = model.layers[1 if name.endswith("last layer") else (rank + step) % 2]
+        optimizer.step(lambda layer=layer: model.head(model.norm(layer(model.embed(inputs)))).square().mean(1))
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()]) - before
+
+
 def main() -> None:
     """Runs all methods in both types."""
     warnings.simplefilter("ignore")
@@ -87,6 +101,11 @@ def main() -> None:
             if method == "PerExample" and dtype == torch.float32:
                 whole = run(name, dtype, sizes, [0, 1], alone=True)
                 good &= torch.allclose(moved, whole, rtol=1e-3, atol=1e-5)
+        if method == "FirstOrder":  # as one process with all examples; and each rank with other layers
+            moved, whole = (run(name, torch.float32, EQUAL, of, len(of) > 1) for of in ([rank], [0, 1]))
+            good &= torch.allclose(moved, whole, rtol=1e-3, atol=1e-4)
+            first, second = exchange.joined(run_routed(name, rank).unsqueeze(1)).unbind(1)
+            good &= torch.equal(first, second) and bool(first.any())
         if method == "PerExample":  # a rank without examples: all ranks say so, and none waits
             with pytest.raises(UserError, match="step: process 1 of 2 has no examples"):
                 run(name, dtype, EMPTY, [rank], alone=False)

@@ -67,7 +67,8 @@ class CastCalls(StageCalls):
     The model must be of float32. A CPU casts fewer functions. It has cast when the call is seen here.
     """
 
-    models = ("products.py", "weight.py", "base_point.py")  # they replace its products, or call its backward pass
+    # They replace its products, compute its layers again, or call its backward pass.
+    models = ("products.py", "weight.py", "thin_gradients.py", "recompute.py", "base_point.py")
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,6 +24,9 @@ WAITS: dict[str, int] = {
     "hi-zfo, profiled again": 35,  # every second step, one for each weight
     "sparse-mezo, refreshed": 31,  # the same
     "dizo, often": 6,
+    # A weight moves only after the host has read that its gradient is finite.
+    **dict.fromkeys(("first order, fused", "first order, sgd", "first order, factored"), 31),
+    "first order, last layer": 10,
 }
 """The largest number of waits in a step, where it is not one: for the losses."""
 

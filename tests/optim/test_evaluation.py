@@ -37,7 +37,7 @@ def evaluation(scale: float = 1.0) -> tuple[Evaluation, BasePoint, Counting]:
     """Returns an evaluation along two directions of the layered model, in float64."""
     model, prober = layered(torch.float64), Counting()
     closure = regression(model)
-    base = BasePoint(model, lambda: scale * closure(), Collectives(), Step(0, 0))
+    base = BasePoint(model, lambda: scale * closure(), Collectives(), Step(0, 0), 0.0)
     directions = directions_of(MeZO(model, lr=1e-6, directions=2), 0, range(2))
     return Evaluation(base, prober, directions, per_example=False, repeats_batch=False), base, prober
 
@@ -125,7 +125,7 @@ def test_per_example_losses_are_those_of_all_ranks_and_count_as_their_mean() -> 
 
     model = layered(torch.float64)
     optimizer = PerExample(model, lr=4e-5)
-    base = BasePoint(model, regression(model, examples=3), Doubled(), Step(0, 0))
+    base = BasePoint(model, regression(model, examples=3), Doubled(), Step(0, 0), 0.0)
     evaluate = Evaluation(base, optimizer.prober, directions_of(optimizer, 0), per_example=True, repeats_batch=False)
     losses = evaluate(queries((1, 0), (-1, 0))[:, :1])
     assert losses.shape == (2, 6)

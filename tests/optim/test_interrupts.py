@@ -34,6 +34,7 @@ METHODS: dict[str, Make] = {
     "dizo": projecting,
     "hi-zfo": lambda model: HiZFO(model, lr=1e-2, eps=1e-2, interval=1, probing="in_place"),
     "first order": lambda model: FirstOrder(model, lr=1e-2),
+    "fused": lambda model: FirstOrder(model, lr=1e-2, rule="factored", keep_gradients=False, recompute=True),
     "per example": lambda model: PerExample(model, lr=1e-2, eps=1e-2),
     "agzo": lambda model: AGZO(model, lr=1e-2, eps=1e-2),
     "fzoo": lambda model: FZOO(model, lr=1e-2, eps=1e-2),

@@ -24,8 +24,9 @@ KINDS: dict[str, type[Stage]] = {
 }
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "Backprop": {"adam": Adam},
+    "Backprop": {"rule": Adam},
     "CurvatureSampling": {"budget": lambda: FixedBudget(0.5), "scores": BlockScores},
+    "FusedBackprop": {"rule": Adam},
     "LayerProjection": {"inner": SGD},
     "ParameterSampling": {"budget": lambda: FixedBudget(0.5)},
     "UniformSampling": {"budget": lambda: FixedBudget(0.5), "scores": lambda: None},

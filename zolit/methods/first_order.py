@@ -1,25 +1,46 @@
-"""First-order training with AdamW, for comparison."""
+"""First-order training by backpropagation, for comparison, with as little memory as it can do with."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
+from zolit.errors import require_one_of
 from zolit.methods.about import About
 from zolit.methods.base import MethodBase
-from zolit.optim import Adam, Backprop, NoProbes, Rounding, Streamed
+from zolit.optim import SGD, Adam, Backprop, Factored, FusedBackprop, NoProbes, Rounding, Rule, Streamed, Update
+from zolit.optim.modules.layers import train_last_layers
+
+RuleName = Literal["adam", "sgd", "factored"]
+"""How a weight moves by its gradient:
+
+- ``adam``: AdamW, with two averages for each element;
+- ``sgd``: along the gradient, without state;
+- ``factored``: AdaLomo (arXiv 2310.10195), with one average for each row and each column.
+"""
 
 
 class FirstOrder(MethodBase):
-    """Trains by backpropagation and AdamW (Loshchilov and Hutter, arXiv 1711.05101): the baseline of the other methods.
+    """Trains by backpropagation, by default with AdamW (arXiv 1711.05101): the baseline of the other methods.
 
-    A step takes one forward and one backward pass. It keeps activations and the gradients of the trainable weights in
-    memory, which zeroth-order methods do not.
+    A step takes one forward and one backward pass. By default it keeps the activations of all layers, the gradients of
+    all trainable weights and AdamW's averages, which zeroth-order methods do not. The options ``recompute``,
+    ``keep_gradients``, ``rule`` and ``layers`` save memory, each for itself.
 
     Args:
+        rule: How a weight moves by its gradient: adam (AdamW, eight bytes of state for each weight), sgd (no state) or
+            factored (AdaLomo, arXiv 2310.10195: one number for each row and column of a matrix; the rate is relative
+            to the size of a weight).
+        keep_gradients: Keep all gradients until the backward pass ends. false moves each weight as soon as its gradient
+            arrives (LOMO, arXiv 2306.09782), and keeps none. A step whose gradient is not finite then moves the other
+            weights, and micro_batch_size keeps gradients all the same.
+        recompute: Compute each layer again in the backward pass, and keep its input alone of its activations. This
+            takes the time of one more forward.
+        layers: Train the last so many layers alone: their weights, and neither embedding nor output head. No gradient
+            is computed below them. null trains all weights that model.tuning chooses.
         eps: Not used, because nothing is probed.
-        betas: Weights of the old averages in Adam.
+        betas: Weights of the old averages in Adam; not used by other rules.
     """
 
     about: ClassVar = About(
@@ -27,7 +48,7 @@ class FirstOrder(MethodBase):
         stages="no probes, Adam on true gradients",
         forwards="1",
         forwards_by_default=1,
-        memory="gradients, activations, eight bytes per weight",
+        memory="gradients, activations, eight bytes per weight; options avoid most of it",
         when="a backward pass fits into memory; it is the baseline of all others",
         page="first-order.md",
         backwards=1,
@@ -38,11 +59,18 @@ class FirstOrder(MethodBase):
         model: nn.Module,
         *,
         lr: float = 1e-5,
+        rule: RuleName = "adam",
+        keep_gradients: bool = True,
+        recompute: bool = False,
+        layers: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",
         **shared: Any,
     ) -> None:
+        if layers is not None:
+            train_last_layers(model, layers)
+        moves = _rule(rule, betas, weight_decay, update_rounding)
         super().__init__(
             model,
             lr=lr,
@@ -51,6 +79,19 @@ class FirstOrder(MethodBase):
             perturbation=None,
             prober=Streamed(),
             estimator=NoProbes(),
-            update=Backprop(Adam(betas, weight_decay=weight_decay, rounding=update_rounding)),
+            update=_update(moves, keep_gradients, recompute),
             **shared,
         )
+
+
+def _rule(name: RuleName, betas: tuple[float, float], weight_decay: float, rounding: Rounding) -> Rule:
+    require_one_of("rule", name, get_args(RuleName))
+    if name == "adam":
+        return Adam(betas, weight_decay=weight_decay, rounding=rounding)
+    if name == "sgd":
+        return SGD(weight_decay=weight_decay, rounding=rounding)
+    return Factored(weight_decay, rounding)
+
+
+def _update(rule: Rule, keep_gradients: bool, recompute: bool) -> Update:
+    return Backprop(rule, recompute=recompute) if keep_gradients else FusedBackprop(rule, recompute)

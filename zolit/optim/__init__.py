@@ -52,9 +52,12 @@ from zolit.optim.updates.adam import Adam
 from zolit.optim.updates.answer_regression import AnswerRegression
 from zolit.optim.updates.backprop import Backprop
 from zolit.optim.updates.base import Update
+from zolit.optim.updates.factored import Factored
+from zolit.optim.updates.fused import FusedBackprop
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.layer_projection import LayerProjection
 from zolit.optim.updates.rounding import Rounding
+from zolit.optim.updates.rule import Rule
 from zolit.optim.updates.sgd import SGD
 
 __all__ = [
@@ -85,10 +88,12 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Evaluate",
+    "Factored",
     "FactoredPerturbation",
     "Factors",
     "FixedBudget",
     "FixedMask",
+    "FusedBackprop",
     "Gaussian",
     "GaussianPool",
     "Generators",
@@ -116,6 +121,7 @@ __all__ = [
     "Rademacher",
     "Rate",
     "Rounding",
+    "Rule",
     "ScoreRule",
     "Selection",
     "SelectionReport",

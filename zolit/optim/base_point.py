@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from torch.linalg import vector_norm
 
 from zolit.errors import require
 from zolit.optim.answers import Answers
+from zolit.optim.arrivals import Arrivals, Read
 from zolit.optim.blocks import Weight
 from zolit.optim.collectives import Collectives
+from zolit.optim.modules.recompute import recomputed_layers
+from zolit.optim.modules.thin_gradients import ThinGradients
 from zolit.optim.randomness import Step
 
 Closure = Callable[[], Tensor]
@@ -25,7 +28,12 @@ class NotFinite(Exception):
 
     Args:
         what: What is not finite, as the subject of a sentence; empty for a loss.
+        moved: Whether other weights have moved already in this step.
     """
+
+    def __init__(self, what: str = "", moved: bool = False) -> None:
+        super().__init__(what)
+        self.moved = moved
 
 
 def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
@@ -54,6 +62,7 @@ class BasePoint:
         closure: The closure of the step.
         collectives: The collectives of the run.
         step: The step.
+        lr: The learning rate of the step.
         answers: The correct answers of the batch of this rank; None if they are not known.
 
     Attributes:
@@ -64,12 +73,19 @@ class BasePoint:
     """
 
     def __init__(
-        self, model: nn.Module, closure: Closure, collectives: Collectives, step: Step, answers: Answers | None = None
+        self,
+        model: nn.Module,
+        closure: Closure,
+        collectives: Collectives,
+        step: Step,
+        lr: float,
+        answers: Answers | None = None,
     ) -> None:
         self.model = model
         self.closure = closure
         self.collectives = collectives
         self.step = step
+        self.lr = lr
         self.answers = answers
         self.losses: list[float] = []
         self.recalled_loss: float | None = None
@@ -87,13 +103,12 @@ class BasePoint:
         """
         return self._recorded(float(self.collectives.all_mean(mean_losses(self.closure)).cpu().double()))
 
-    def gradients(self, weights: Sequence[Weight]) -> dict[Weight, Tensor]:
+    def gradients(self, weights: Sequence[Weight], recompute: bool = False) -> dict[Weight, Tensor]:
         """Evaluates the batch at θ by one forward and one backward pass. Called by stages in ``Stage.prepare``.
-
-        This package has no other backward pass.
 
         Args:
             weights: The weights to differentiate by. Activations are kept for these weights only.
+            recompute: Whether the backward pass computes layers again, so that their activations are not kept.
 
         Returns:
             The gradient of the mean loss over all ranks for each weight, of the shape and type of the weight.
@@ -102,15 +117,9 @@ class BasePoint:
             NotFinite: If the loss or a gradient is NaN or infinite.
             UserError: If the closure computes the loss without gradients.
         """
-        with torch.enable_grad(), _requires_grad_only(self.model, weights):
-            torch.clear_autocast_cache()
-            loss = self.closure().float().mean()
-            require(
-                loss.requires_grad,
-                "step: this method needs gradients, but the closure computes none; remove `torch.no_grad` from it",
-            )
+        with self._differentiated(weights, recompute):
+            loss = self._loss_with_gradient()
             found = torch.autograd.grad(loss, [weight.parameter for weight in weights], allow_unused=True)
-        torch.clear_autocast_cache()
         self.backward_passes += 1
         mean = self.collectives.all_mean(loss.detach().view(1))
         gradients = {
@@ -126,6 +135,53 @@ class BasePoint:
             if not math.isfinite(size):
                 raise NotFinite(f"the gradient of {name}")
         return gradients
+
+    def pass_gradients(
+        self, weights: Sequence[Weight], receive: Callable[[Weight, Read], None], recompute: bool = False
+    ) -> None:
+        """Evaluates the batch as ``gradients`` does, and passes each gradient on as it arrives. None is kept.
+
+        Called by updates in ``Stage.prepare``.
+
+        Args:
+            weights: See ``gradients``.
+            receive: Called once for each weight, with a function that reads pieces of its gradient; see ``Arrivals``.
+                It may move the weight. It is not called for a gradient that is not finite.
+            recompute: See ``gradients``.
+
+        Raises:
+            NotFinite: If the loss is NaN or infinite; no gradient is computed then. Or if a gradient is: all others
+                have been passed on then.
+            UserError: If the closure computes the loss without gradients, or a gradient arrives in parts.
+        """
+        # Ranks exchange whole gradients.
+        thin = ThinGradients(self.model, [w.parameter for w in weights] if self.collectives.size == 1 else [])
+        with self._differentiated(weights, recompute), thin.collected():
+            loss = self._loss_with_gradient()
+            self._recorded(float(self.collectives.all_mean(loss.detach().view(1)).cpu().double()))
+            arrivals = Arrivals(weights, self.collectives, receive, thin)
+            with arrivals.passed_on(loss):
+                loss.backward()  # type: ignore[no-untyped-call]  # untyped there
+        self.backward_passes += 1
+        if bad := arrivals.not_finite:
+            raise NotFinite(f"the gradient of {bad[0]}", moved=len(bad) < len(weights))
+
+    @contextmanager
+    def _differentiated(self, weights: Sequence[Weight], recompute: bool) -> Iterator[None]:
+        """Enables the gradients of these weights alone. A forward and its backward pass run within the context."""
+        with torch.enable_grad(), _requires_grad_only(self.model, weights):
+            torch.clear_autocast_cache()
+            with recomputed_layers(self.model) if recompute else nullcontext():
+                yield
+        torch.clear_autocast_cache()
+
+    def _loss_with_gradient(self) -> Tensor:
+        loss = self.closure().float().mean()
+        require(
+            loss.requires_grad,
+            "step: this method needs gradients, but the closure computes none; remove `torch.no_grad` from it",
+        )
+        return loss
 
     def _recorded(self, loss: float) -> float:
         self.losses.append(loss)

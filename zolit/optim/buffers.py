@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
+_ROWS = 64
 CPU_CHUNK = 1 << 19
 """The largest chunk on a CPU, in numbers: 2 MiB of float32, about the size of the private cache of a core."""
 
@@ -25,6 +27,27 @@ def chunk_size(device: torch.device, sizes: Sequence[int]) -> int:
     if device.type == "cpu":
         return min(max(1 << (2 * max(sizes)).bit_length(), 1 << 15), CPU_CHUNK)
     return 1 << min(max((sum(sizes) >> 7).bit_length() - 1, 20), 23)
+
+
+def pieces(shape: torch.Size, most: int) -> Sequence[tuple[int, int]]:
+    """Returns the (start, stop) of the pieces in which a weight is processed. Called for each weight.
+
+    A piece consists of whole rows and has at most ``most`` elements. A piece of more than 64 rows has a multiple of 64
+    rows, because matrix products then run faster. Only rows longer than that are split.
+
+    Args:
+        shape: Shape of the weight. A row is what belongs to one index of the first dimension.
+        most: Largest number of elements of a piece.
+    """
+    return _pieces(shape[0] if len(shape) > 1 else shape.numel(), shape.numel(), most)
+
+
+@cache
+def _pieces(rows: int, numel: int, most: int) -> tuple[tuple[int, int], ...]:
+    row = numel // rows
+    fitting = most // row
+    length = row * (fitting - fitting % _ROWS if fitting > _ROWS else fitting) or most
+    return tuple((start, min(start + length, numel)) for start in range(0, numel, length))
 
 
 class Scratch:

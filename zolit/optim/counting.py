@@ -51,13 +51,14 @@ def count(
     )
 
 
-def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str) -> None:
+def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str, moved: bool) -> None:
     """Warns of a skipped step, or stops the run. Called after each skipped step.
 
     Args:
         counts: The counters of the optimizer, with this step.
         max_skipped: Number of skipped steps in a row after which the run stops.
         trouble: What is not finite.
+        moved: Whether other weights have moved in this step.
 
     Raises:
         NonFiniteLossError: If this is the ``max_skipped``-th skipped step in a row.
@@ -70,8 +71,9 @@ def warn_or_stop(counts: Mapping[str, int], max_skipped: int, trouble: str) -> N
             "precision"
         )
     if counts["skipped"] == 1:
+        rest = "this weight did not move, and the others did" if moved else "the weights did not move"
         warnings.warn(
-            f"{message}; the weights did not move. The report counts skipped steps; this warning comes once",
+            f"{message}; {rest}. The report counts skipped steps; this warning comes once",
             RuntimeWarning,
             stacklevel=6,  # outside of torch's wrappers of step
         )

@@ -170,6 +170,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """Makes one step. Called once for each batch.
 
         If a loss or a gradient is NaN or infinite, the step is skipped: the weights and all state keep their values.
+        ``FusedBackprop`` cannot undo a step. There a weight whose gradient is not finite keeps its value and its state,
+        the other weights move, and the step counts as skipped.
 
         Args:
             closure: Returns the mean loss of the batch, shape (), or the loss of each example, shape (batch,). It is
@@ -204,12 +206,11 @@ class ZerothOrder(torch.optim.Optimizer):
     def _step(
         self, closure: Closure, examples: Sequence[int] | None, repeats_batch: bool, answers: Answers | None
     ) -> float:
-        require(
-            not self.needs_rate, "lr: auto needs zolit.choose_rate before the first step of a loop; or set a number"
-        )
+        require(not self.needs_rate, "lr: auto needs zolit.choose_rate before the first step; or set a number")
         noise = None if self.last_step else NoiseCheck(closure, self.model, self._local_weights)
         step = Step(self.seed, self.counts["steps"])
-        base = BasePoint(self.model, noise or closure, self.collectives, step, answers)
+        lr = float(self.param_groups[0]["lr"])
+        base = BasePoint(self.model, noise or closure, self.collectives, step, lr, answers)
         trouble = self._prepare(base)
         sample = self.selection.select(step)
         self.perturbation.begin_step(step)
@@ -227,12 +228,13 @@ class ZerothOrder(torch.optim.Optimizer):
                     directions.gather_examples(self.collectives)
             except NotFinite as found:
                 estimate, trouble = None, found
-        self.last_step = self._update(step, base, sample, directions, estimate)
+        self.last_step = self._update(base, sample, directions, estimate)
         if noise and self.estimator.probes:
             noise.warn(self.eps if self.prober.rounds_weights else float("inf"))
         if trouble is not None:
             losses = f"the losses {base.losses} are not all finite"
-            warn_or_stop(self.counts, self.max_skipped, f"{trouble} is not finite" if str(trouble) else losses)
+            what = f"{trouble} is not finite" if str(trouble) else losses
+            warn_or_stop(self.counts, self.max_skipped, what, trouble.moved)
         return self.last_step.loss
 
     def _prepare(self, base: BasePoint) -> NotFinite | None:
@@ -247,19 +249,18 @@ class ZerothOrder(torch.optim.Optimizer):
         return None
 
     def _update(
-        self, step: Step, base: BasePoint, sample: BlockSample, directions: Directions, estimate: Estimate | None
+        self, base: BasePoint, sample: BlockSample, directions: Directions, estimate: Estimate | None
     ) -> StepReport:
         """Moves the weights, lets stages learn, and returns the report. Without an estimate, the step is skipped."""
-        lr = float(self.param_groups[0]["lr"])
         coefficients = [0.0] * directions.count if estimate is None else estimate.coefficients.tolist()
         if estimate is not None:
             gradient = Gradient(directions, coefficients, self.collectives)
-            self.update.apply(self._local_weights, gradient, lr, step)
+            self.update.apply(self._local_weights, gradient, base.lr, base.step)
             self.selection.observe(sample, directions, estimate.derivatives.tolist(), gradient.squared_norms())
             self.perturbation.observe(directions, estimate.curvatures)
         else:
             self.update.rollback()
-        return count(self.counts, base, coefficients, estimate is None, lr, self.selection.report(sample))
+        return count(self.counts, base, coefficients, estimate is None, base.lr, self.selection.report(sample))
 
     def scratch_bytes(self) -> int:
         """Returns the bytes that all stages hold in addition to the weights. Called when memory is reported.

@@ -145,7 +145,7 @@ class _Search:
 
     def _base(self, step: Step) -> BasePoint:
         closure = self._closures[step.index % len(self._closures)]
-        return BasePoint(self._optimizer.model, closure, self._optimizer.collectives, step)
+        return BasePoint(self._optimizer.model, closure, self._optimizer.collectives, step, 0.0)
 
     def of_a_step(self) -> tuple[float, float]:
         """Returns the means of Σᵢaᵢ² and of Σᵢaᵢ·Δᵢ over a few steps that do not move the weights."""

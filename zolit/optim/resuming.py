@@ -22,7 +22,7 @@ def signature(method: str, stages: Mapping[str, Stage], blocks: Sequence[Block])
         stages: The stages, by name.
         blocks: The partition of the weights.
     """
-    names = {stage: type(value).__name__ for stage, value in stages.items() if stage not in _FREE}
+    names = {stage: value.signature for stage, value in stages.items() if stage not in _FREE}
     momentum = "on" if getattr(stages["update"], "momentum", 0.0) else "off"
     partition = zlib.crc32("\n".join(block.name for block in blocks).encode())
     return {"method": method, **names, "momentum": momentum, "blocks": f"{len(blocks)} ({partition:08x})"}

@@ -14,6 +14,11 @@ from zolit.optim.blocks import Block, Weight
 class Stage:
     """One of the five parts of a step. The optimizer binds it once, and saves its state in checkpoints."""
 
+    @property
+    def signature(self) -> str:
+        """What must be equal between two runs for one to go on with the state of the other. Called with checkpoints."""
+        return type(self).__name__
+
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
         """Receives the model. Called once, by the optimizer's constructor; for an inner stage, by the outer stage.
 

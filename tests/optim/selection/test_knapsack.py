@@ -42,7 +42,7 @@ def test_profiling_restores_weights_to_the_bit(dtype: torch.dtype) -> None:
     weights = trainable_weights(model)
     selection.bind(model, weights, partition(weights))
     before = weights_of(model)
-    base = BasePoint(model, regression(model), Collectives(), Step(0, 0))
+    base = BasePoint(model, regression(model), Collectives(), Step(0, 0), 0.0)
     chosen = selection.first_order(base)
     assert same(weights_of(model), before)
     assert 0 < len(chosen) < 9

@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     with pytest.warns(RuntimeWarning, match="not all finite"):
         optimizer.step(lambda: regression(model)() * float("nan"))
     assert all(torch.equal(theta, before[name]) for name, theta in weights_of(model).items())
-    assert not optimizer.update.state_dict()["adam"]["moments"]
+    assert not optimizer.update.state_dict()["rule"]["moments"]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_step_that_is_undone_keeps_no_example() -> None:
     ids, answers = batch(range(4, 8), 3)
     losses = closure(optimizer.model, WORDS[:3], ids, answers)
     with torch.no_grad():
-        optimizer.update.prepare(BasePoint(optimizer.model, losses, Collectives(), Step(0, 1), answers))
+        optimizer.update.prepare(BasePoint(optimizer.model, losses, Collectives(), Step(0, 1), 0.0, answers))
     optimizer.update.rollback()
     step(optimizer, range(4))
     assert same(weights_of(optimizer.model), kept)

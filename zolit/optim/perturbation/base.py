@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from zolit.optim.blocks import Block, Weight
-from zolit.optim.buffers import CPU_CHUNK, chunk_size
+from zolit.optim.buffers import CPU_CHUNK, chunk_size, pieces
 from zolit.optim.randomness import Step
 from zolit.optim.stage import Stage
-
-_ROWS = 64
 
 
 class DrawnDirections(Protocol):
@@ -81,8 +78,7 @@ class Perturbation(Stage):
         most a chunk. A piece of more than 64 rows has a multiple of 64 rows, because matrix products then run faster.
         Only rows longer than a chunk are split.
         """
-        shape = weight.parameter.shape
-        return _pieces(shape[0] if len(shape) > 1 else shape.numel(), shape.numel(), self.chunk_size)
+        return pieces(weight.parameter.shape, self.chunk_size)
 
     @abstractmethod
     def draw(
@@ -130,11 +126,3 @@ class Perturbation(Stage):
             curvatures: The second derivative of the loss along each direction, shape (k,); None if the estimator does
                 not measure it.
         """
-
-
-@cache
-def _pieces(rows: int, numel: int, most: int) -> tuple[tuple[int, int], ...]:
-    row = numel // rows
-    fitting = most // row
-    length = row * (fitting - fitting % _ROWS if fitting > _ROWS else fitting) or most
-    return tuple((start, min(start + length, numel)) for start in range(0, numel, length))

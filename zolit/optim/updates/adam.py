@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from zolit.errors import require, require_one_of
+from zolit.optim.arrivals import Read
 from zolit.optim.blocks import Weight
 from zolit.optim.randomness import Step
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
+from zolit.optim.updates.rule import Chunks
 
 
 class Adam(Update):
@@ -62,8 +64,13 @@ class Adam(Update):
                 gradient.add_to(piece, weight, start, stop)
                 self.move(weight, piece, start, stop, lr, step)
 
+    def descend(self, weight: Weight, read: Read, chunks: Chunks, lr: float, step: Step) -> None:
+        """Moves a weight by its gradient; see ``Rule.descend``."""
+        for start, stop in chunks:
+            self.move(weight, read(start, stop), start, stop, lr, step)
+
     def move(self, weight: Weight, gradient: Tensor, start: int, stop: int, lr: float, step: Step) -> None:
-        """Moves a piece of a weight by its gradient. Called for each piece, after ``begin_step``.
+        """Moves a piece of a weight by its gradient. Called for each piece.
 
         Args:
             weight: The weight.
@@ -85,7 +92,7 @@ class Adam(Update):
             piece.addcdiv_(first, denominator, value=-lr / unbiased[0])
 
     def begin_step(self) -> None:
-        """Counts a step. Called once a step, before ``move``, by updates that do not call ``apply``."""
+        """Counts a step. Called once a step, before ``descend``, by updates that do not call ``apply``."""
         self._steps += 1
 
     def _moments_of(self, weight: Weight) -> Tensor:

@@ -8,22 +8,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from zolit.errors import require
+from zolit.optim.arrivals import reader
 from zolit.optim.base_point import BasePoint
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.randomness import Step
-from zolit.optim.updates.adam import Adam
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
+from zolit.optim.updates.rule import Rule, signature_of, state_of_rule
 
 
 class Backprop(Update):
-    """Applies Adam to true gradients, which a backward pass in ``prepare`` computes.
+    """Moves weights by true gradients, which a backward pass in ``prepare`` computes and keeps.
 
     Args:
-        adam: Moves the first-order weights.
+        rule: Moves a first-order weight by its gradient.
         chosen: Returns the first-order weights; None is all weights.
         rest: Moves the other weights by the gradient estimate; None does not move them.
         share: Factor of the learning rate of the other weights.
+        recompute: Whether the backward pass computes layers again, so that their activations are not kept.
 
     Raises:
         UserError: If ``rest`` would move no weight.
@@ -31,23 +33,30 @@ class Backprop(Update):
 
     def __init__(
         self,
-        adam: Adam,
+        rule: Rule,
         chosen: Callable[[BasePoint], Collection[Weight]] | None = None,
         rest: Update | None = None,
         share: float = 1.0,
+        recompute: bool = False,
     ) -> None:
         require(
             rest is None or chosen is not None,
             "rest: all weights are trained by backpropagation, so that no other weight is left; leave `rest` out, or "
             "use the method zolit.HiZFO",
         )
-        self._adam = adam
+        self._rule = rule
         self._chosen = chosen
         self._rest = rest
         self._share = share
+        self._recompute = recompute
         self._gradients: dict[Weight, Tensor] = {}
         self.backprop_is_chosen = chosen is not None
         self.uses_estimate = rest is not None
+
+    @property
+    def signature(self) -> str:
+        """The name of the rule too; see ``Stage.signature``."""
+        return signature_of(self._rule)
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
         """Stores the trainable weights; see ``Stage.bind``."""
@@ -61,7 +70,8 @@ class Backprop(Update):
             self._rest.prepare(base)
         chosen = self._weights if self._chosen is None else self._chosen(base)
         if chosen:
-            self._gradients = base.gradients([weight for weight in self._weights if weight in chosen])
+            wanted = [weight for weight in self._weights if weight in chosen]
+            self._gradients = base.gradients(wanted, self._recompute)
 
     def rollback(self) -> None:
         """Drops the gradients; see ``Update.rollback``."""
@@ -71,27 +81,26 @@ class Backprop(Update):
 
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
         """Moves first-order weights by their gradients, and others by the estimate; see ``Update.apply``."""
-        self._adam.begin_step()
+        self._rule.begin_step()
         first_order, self._gradients = self._gradients, {}
         if self._rest is not None:
             others = [weight for weight in weights if weight not in first_order]
             self._rest.apply(others, gradient, lr * self._share, step)
         for weight in list(first_order):
-            own = first_order.pop(weight).flatten()
-            for start, stop in gradient.directions.chunks(weight):
-                self._adam.move(weight, own[start:stop].float(), start, stop, lr, step)
+            read = reader(first_order.pop(weight).flatten())
+            self._rule.descend(weight, read, gradient.directions.chunks(weight), lr, step)
 
     def scratch_bytes(self) -> int:
         """Returns the bytes of the gradients and of both updates; see ``Stage.scratch_bytes``."""
         held = sum(gradient.nbytes for gradient in self._gradients.values())
-        return held + self._adam.scratch_bytes() + (self._rest.scratch_bytes() if self._rest else 0)
+        return held + self._rule.scratch_bytes() + (self._rest.scratch_bytes() if self._rest else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of both updates; see ``Stage.state_dict``."""
-        return {"adam": self._adam.state_dict(), "rest": self._rest.state_dict() if self._rest else {}}
+        return {"rule": self._rule.state_dict(), "rest": self._rest.state_dict() if self._rest else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of both updates; see ``Stage.load_state_dict``."""
-        self._adam.load_state_dict(state["adam"])
+        self._rule.load_state_dict(state_of_rule(state))
         if self._rest is not None:
             self._rest.load_state_dict(state["rest"])

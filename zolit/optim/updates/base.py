@@ -12,7 +12,7 @@ from zolit.optim.updates.gradient import Gradient
 
 
 class Update(Stage):
-    """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this.
+    """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this, except in ``FusedBackprop``.
 
     Attributes:
         uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from zolit.errors import require, require_one_of
+from zolit.optim.arrivals import Read
 from zolit.optim.blocks import Weight
 from zolit.optim.randomness import Step
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.rounding import Rounding, Upcaster, rounding_key
+from zolit.optim.updates.rule import Chunks
 
 
 class SGD(Update):
@@ -59,17 +62,33 @@ class SGD(Update):
             flats = [weight.flat[start:stop] for weight, start, stop in group]
             with self._upcaster.upcast(flats, key) as pieces:
                 for piece, (weight, start, stop) in zip(pieces, group, strict=True):
-                    decay = self._weight_decay if _decays(weight) else 0.0
-                    if not self.momentum:
-                        if decay:
-                            piece.mul_(1.0 - lr * decay)
-                        gradient.add_to(piece, weight, start, stop, -lr)
-                        continue
-                    v = self._velocity(weight)[start:stop].mul_(self.momentum)
-                    if decay:
-                        v.add_(piece, alpha=decay)
-                    gradient.add_to(v, weight, start, stop)
-                    piece.add_(v, alpha=-lr)
+                    self._move(piece, weight, start, stop, lr, partial(_add_estimate, gradient, weight, start, stop))
+
+    def begin_step(self) -> None:
+        """Does nothing; see ``Rule.begin_step``."""
+
+    def descend(self, weight: Weight, read: Read, chunks: Chunks, lr: float, step: Step) -> None:
+        """Moves a weight by its gradient; see ``Rule.descend``."""
+        for start, stop in chunks:
+            key = rounding_key(self._rounding, step, weight, start)
+            with self._upcaster.upcast([weight.flat[start:stop]], key) as (piece,):
+                self._move(piece, weight, start, stop, lr, partial(_add, read(start, stop)))
+
+    def _move(
+        self, piece: Tensor, weight: Weight, start: int, stop: int, lr: float, add: Callable[[Tensor, float], object]
+    ) -> None:
+        """Moves a piece; ``add`` adds the gradient to a tensor with a factor."""
+        decay = self._weight_decay if _decays(weight) else 0.0
+        if not self.momentum:
+            if decay:
+                piece.mul_(1.0 - lr * decay)
+            add(piece, -lr)
+            return
+        v = self._velocity(weight)[start:stop].mul_(self.momentum)
+        if decay:
+            v.add_(piece, alpha=decay)
+        add(v, 1.0)
+        piece.add_(v, alpha=-lr)
 
     def _velocity(self, weight: Weight) -> Tensor:
         """Returns v of a weight, shape (numel,), float32."""
@@ -90,6 +109,14 @@ class SGD(Update):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores v, in float32 for all types of weights; see ``Stage.load_state_dict``."""
         self._velocities = {name: velocity.clone() for name, velocity in state["velocities"].items()}
+
+
+def _add(gradient: Tensor, into: Tensor, scale: float) -> None:
+    into.add_(gradient, alpha=scale)
+
+
+def _add_estimate(gradient: Gradient, weight: Weight, start: int, stop: int, into: Tensor, scale: float) -> None:
+    gradient.add_to(into, weight, start, stop, scale)
 
 
 def _decays(weight: Weight) -> bool:
