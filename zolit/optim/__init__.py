@@ -48,6 +48,7 @@ from zolit.optim.stage import Stage
 from zolit.optim.updates.adam import Adam
 from zolit.optim.updates.backprop import Backprop
 from zolit.optim.updates.base import Update
+from zolit.optim.updates.feedback import Feedback
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.layer_projection import LayerProjection
 from zolit.optim.updates.rounding import Rounding
@@ -81,6 +82,7 @@ __all__ = [
     "Evaluate",
     "FactoredPerturbation",
     "Factors",
+    "Feedback",
     "FixedBudget",
     "FixedMask",
     "Gaussian",
