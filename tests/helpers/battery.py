@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 import zolit
+from tests.helpers.tiny import Layered, ResidualStream, layered
 from zolit import ZerothOrder
 from zolit.optim import BlockScores, CurvatureSampling, FixedBudget
 
@@ -67,9 +68,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "senszoq": ("SensZOQ", {}),
     "senszoq, dense": ("SensZOQ", {"density": 0.3}),
     "first order": ("FirstOrder", {}),
+    "direct feedback": ("DirectFeedback", {}),
+    "direct feedback, identity": ("DirectFeedback", {"calibration": 0, "layers": 2}),
+    "direct feedback, with head": ("DirectFeedback", {"calibration": 4, "head": True}),
 }
 
-OFF_SPAN: set[str] = {"first order", "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
+FEEDBACK = {name for name, (method, _) in METHODS.items() if method == "DirectFeedback"}
+"""Forms that need a model whose layers add to one hidden state."""
+
+OFF_SPAN: set[str] = {*FEEDBACK, "first order", "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
 """Forms that also move weights outside of the span of one step's directions: by backpropagation or by averages."""
 
 ORDERED = {"hi-zfo", "hi-zfo, profiled again"}
@@ -81,6 +88,7 @@ UNEVEN = {"hi-zfo, profiled again", "dizo, often", "fzoo, code"}
 RATES: dict[str, float] = {
     "agzo": 3e-3,
     "bszo": 1.0,
+    **dict.fromkeys(FEEDBACK, 3e-3),
     "dominant layer": 5e-3,
     "dominant layer, by curvature": 3e-3,
     "first order": 1e-2,
@@ -92,6 +100,11 @@ RATES: dict[str, float] = {
     "zo-act": 1e-2,
 }
 """Learning rates for the layered model where 1e-3 is not suitable."""
+
+
+def model_for(name: str, *args: Any, **options: Any) -> Layered:
+    """Returns the layered model of which a form can train the weights; see ``layered``."""
+    return layered(*args, **options, kind=ResidualStream if name in FEEDBACK else Layered)
 
 
 def made(name: str, model: nn.Module, **more: Any) -> ZerothOrder:

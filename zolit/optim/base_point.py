@@ -166,21 +166,21 @@ class BasePoint:
             found = torch.autograd.grad(loss, [*states, *(w.parameter for w in weights)], allow_unused=True)
         torch.clear_autocast_cache()
         deltas = [torch.zeros_like(s) if own is None else own for s, own in zip(states, found, strict=False)]
-        ofs = {
+        of_weights = {
             weight: self.collectives.all_mean(own.contiguous())
             for weight, own in zip(weights, found[len(states) :], strict=True)
             if own is not None
         }
         mean = self.collectives.all_mean(loss.detach().view(1))
         before = [delta[:, :-columns] if delta.ndim > 2 else delta[:0] for delta in deltas]
-        unseen = torch.stack([vector_norm(delta.float()).to(loss) for delta in before]).sum()
-        sizes = [vector_norm(own.float()).to(loss) for own in (*deltas, *ofs.values())]
+        unseen = torch.stack([vector_norm(delta, dtype=torch.float32).to(loss) for delta in before]).sum()
+        sizes = [vector_norm(own, dtype=torch.float32).to(loss) for own in (*deltas, *of_weights.values())]
         shared = self.collectives.all_mean(torch.stack([unseen, torch.stack(sizes).sum()]).detach())
         value, outside, size = torch.cat([mean, shared]).tolist()  # the only wait
         self._recorded(value)
         if not math.isfinite(size):
             raise NotFinite("the gradient of the last hidden state")
-        return TailGradients([delta.float() for delta in deltas], ofs, outside > 0.0)
+        return TailGradients([delta.float() for delta in deltas], of_weights, outside > 0.0)
 
     def _recorded(self, loss: float) -> float:
         self.losses.append(loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Jacobians:
         self._layers = dict(layers)
         self._forwards = forwards if layers else 0
         self._generators = Generators()
-        self._clean: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        self._clean: dict[str, list[_States]] = {}
         self._pending: dict[str, Tensor] = {}
         self.learned: dict[str, Tensor] = {}
 
@@ -64,7 +64,9 @@ class Jacobians:
 
         def after(name: str, output: Any) -> None:
             hidden = hidden_output(output).detach().clone()
-            self._clean[name].append((inputs.pop(name), hidden, calls.kept(hidden)))
+            counts = _counted(hidden, calls.kept(hidden))
+            before = inputs.pop(name)
+            self._clean[name].append(_States(before, hidden, counts, _NOISE * _typical(before, counts)))
 
         with calls.followed(), self._hooks(before, after):
             yield
@@ -77,29 +79,16 @@ class Jacobians:
         Raises:
             NotFinite: If a loss or a Jacobian is not finite.
         """
-        sums = {name: torch.zeros(()) for name in self._layers}
-        products = {name: torch.zeros(()) for name in self._layers}
+        sums = {name: _Sums(states[0].before) for name, states in self._clean.items()}
         for forward in range(self._forwards):
-            inputs: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-            outputs: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-            with self._noise(base, forward, inputs, outputs):
+            with self._noise(base, forward, sums):
                 base.loss()
-            for name, pairs in self._clean.items():
-                for (clean_in, clean_out, kept), noisy_in, noisy_out in zip(
-                    pairs, inputs[name], outputs[name], strict=True
-                ):
-                    with without_autocast(clean_in.device):
-                        u = noisy_in.float() - clean_in.float()
-                        w = noisy_out.float() - clean_out.float() - u
-                        u, w = _rows(u, w, kept)
-                        sums[name] = sums[name].to(u.device) + u.t() @ u
-                        products[name] = products[name].to(u.device) + w.t() @ u
         self._clean = {}
         for name in self._layers:
-            self._pending[name] = _solved(
-                base.collectives.all_mean(sums.pop(name)), base.collectives.all_mean(products.pop(name))
-            )
-        if not all(bool(jacobian.isfinite().all()) for jacobian in self._pending.values()):
+            own = sums.pop(name)
+            squares, products = (base.collectives.all_mean(side) for side in (own.squares, own.products))
+            self._pending[name] = _solved(squares, products)
+        if not torch.stack([jacobian.isfinite().all().cpu() for jacobian in self._pending.values()]).all():
             raise NotFinite("the calibration")
 
     def keep(self) -> None:
@@ -123,27 +112,26 @@ class Jacobians:
         self.learned = dict(learned)
 
     @contextmanager
-    def _noise(
-        self,
-        base: BasePoint,
-        forward: int,
-        inputs: dict[str, list[Tensor]],
-        outputs: dict[str, list[Tensor]],
-    ) -> Iterator[None]:
+    def _noise(self, base: BasePoint, forward: int, sums: Mapping[str, _Sums]) -> Iterator[None]:
+        """Adds noise to the input of each layer, and the equations of each call to the sums."""
         places = {name: place for place, name in enumerate(self._layers)}
+        calls = dict.fromkeys(self._layers, 0)
+        inputs: dict[str, Tensor] = {}
 
         def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden, call = hidden_input(args, kwargs), len(inputs[name])
-            clean, _, kept = self._clean[name][call]
-            key = base.step.key(_PURPOSE, forward, places[name], call)
+            hidden, states = hidden_input(args, kwargs), self._clean[name][calls[name]]
+            key = base.step.key(_PURPOSE, forward, places[name], calls[name])
             generator = self._generators.seeded(key, hidden.device)
             noise = torch.randn(hidden.shape, generator=generator, device=hidden.device, dtype=torch.float32)
-            noisy = (hidden.float() + noise * (_NOISE * _typical(clean, kept))).to(hidden.dtype)
-            inputs[name].append(noisy.clone())
+            noisy = (hidden.float() + noise * states.noise).to(hidden.dtype)
+            inputs[name] = noisy.clone()  # a layer may add to its input in place
             return with_hidden_input(args, kwargs, noisy)
 
         def after(name: str, output: Any) -> None:
-            outputs[name].append(hidden_output(output).clone())
+            states = self._clean[name][calls[name]]
+            calls[name] += 1
+            with without_autocast(states.before.device):
+                sums[name].add(states, inputs.pop(name), hidden_output(output))
 
         with self._hooks(before, after):
             yield
@@ -163,32 +151,56 @@ class Jacobians:
             yield
 
 
-def _text(hidden: Tensor, kept: Tensor | None) -> Tensor:
+class _States(NamedTuple):
+    """The hidden states of a call of a layer without noise.
+
+    Attributes:
+        before: The input of the layer.
+        after: Its output.
+        counts: Which tokens are neither padding nor the first of a text, of the shape of the states without d.
+        noise: The standard deviation of the noise, shape ().
+    """
+
+    before: Tensor
+    after: Tensor
+    counts: Tensor
+    noise: Tensor
+
+
+class _Sums:
+    """Σ u uᵀ and Σ w uᵀ of a layer, shape (d, d) each, float32."""
+
+    def __init__(self, like: Tensor) -> None:
+        width = like.shape[-1]
+        self.squares, self.products = torch.zeros(2, width, width, dtype=torch.float32, device=like.device)
+
+    def add(self, states: _States, before: Tensor, after: Tensor) -> None:
+        """Adds the tokens of a call. Rows that do not count become zero, so that no GPU is waited for."""
+        u = (before.float() - states.before.float()).flatten(0, -2)
+        w = (after.float() - states.after.float()).flatten(0, -2) - u
+        counts = states.counts.flatten()
+        for change in (u, w):
+            length = change.norm(dim=1).masked_fill(~counts, torch.nan)
+            counts = counts & (length <= _OUTLIER * length.nanmedian())
+        u, w = (change.masked_fill(~counts[:, None], 0.0) for change in (u, w))
+        self.squares += u.t() @ u
+        self.products += w.t() @ u
+
+
+def _counted(hidden: Tensor, kept: Tensor | None) -> Tensor:
     """Returns which tokens are neither padding nor the first of a text; bool, of the shape of ``hidden`` without d."""
     if kept is None:
         kept = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
     return kept & (kept.cumsum(1) > 1) if kept.ndim > 1 else kept
 
 
-def _typical(hidden: Tensor, kept: Tensor | None) -> Tensor:
-    """Returns the median over the coordinates of their standard deviation over tokens; shape ()."""
-    rows = hidden.float().flatten(0, -2)
-    weights = _text(hidden, kept).reshape(-1, 1).float()
-    rows = torch.where(weights > 0, rows, 0.0)
-    count = weights.sum().clamp(min=1.0)
+def _typical(hidden: Tensor, counts: Tensor) -> Tensor:
+    """Returns the median over the coordinates of their standard deviation over tokens; shape (), float32."""
+    weights = counts.reshape(-1, 1)
+    rows = hidden.float().flatten(0, -2).masked_fill(~weights, 0.0)
+    count = weights.sum().clamp(min=1)
     mean = rows.sum(0) / count
-    variance = ((rows - mean).square() * weights).sum(0) / count
-    return variance.sqrt().median()
-
-
-def _rows(u: Tensor, w: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the equations, shape (rows, d) each. Rows that do not count are zero, so that no GPU is waited for."""
-    counts = _text(u, kept).flatten()
-    u, w = u.flatten(0, -2), w.flatten(0, -2)
-    for change in (u, w):
-        length = change.norm(dim=1).masked_fill(~counts, torch.nan)
-        counts = counts & (length <= _OUTLIER * length.nanmedian())
-    return u.masked_fill(~counts[:, None], 0.0), w.masked_fill(~counts[:, None], 0.0)
+    return ((rows - mean).square() * weights).sum(0).div(count).sqrt().median()
 
 
 def _solved(squares: Tensor, products: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class ResidualStream:
 
     Attributes:
         layers: The layers, by their names in the model, from the first to the last.
+        rows: Shape of the hidden state in the latest call within ``tail``, without its width: (batch, tokens), or
+            (batch,).
 
     Raises:
         UserError: If the model has no list of layers.
@@ -40,6 +42,7 @@ class ResidualStream:
             "does not have; use another method",
         )
         self.layers = {f"{path}.{index}": layer for index, layer in enumerate(layers)}
+        self.rows = torch.Size()
 
     @contextmanager
     def tail(self) -> Iterator[list[Tensor]]:
@@ -55,7 +58,8 @@ class ResidualStream:
         leaves: list[Tensor] = []
         layers = list(self.layers.values())
 
-        def begin(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.rows = hidden_input(args, kwargs).shape[:-1]
             torch.set_grad_enabled(False)
 
         def end(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -64,7 +68,7 @@ class ResidualStream:
             return with_hidden_output(output, leaves[-1])
 
         with ExitStack() as hooks:
-            hooks.callback(layers[0].register_forward_pre_hook(begin).remove)
+            hooks.callback(layers[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
             hooks.callback(layers[-1].register_forward_hook(end).remove)
             yield leaves
 
@@ -80,7 +84,8 @@ def hidden_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int 
     Raises:
         UserError: If no argument is a tensor of floats.
     """
-    for place, value in (*enumerate(args), *kwargs.items()):
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
         if isinstance(value, Tensor) and value.is_floating_point():
             return place, value
     raise UserError("model.optimizer: DirectFeedback found no hidden state among the arguments of a layer")

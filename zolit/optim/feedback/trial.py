@@ -35,8 +35,8 @@ class LayerTrial:
         kept: Which tokens belong to the text, of the shape of the hidden state without its width; None is all.
 
     Attributes:
-        inputs: Input of each module at the bottom of the layer, by the name of the module in the layer, in the run in which
-            nothing was moved. Modules that are called more than once, or without a tensor, are left out.
+        inputs: Input of each module at the bottom of the layer, by the name of the module in the layer, where nothing
+            was moved. Modules that are called more than once, or without a tensor, are left out.
         outputs: The outputs of these modules in this run.
         feeders: For each of these modules, the module whose output is its input, as the same object, if there is one.
         hidden: The output of the layer in this run, shape (..., d).
@@ -48,7 +48,8 @@ class LayerTrial:
         self._layer = layer
         self._arguments = copy.deepcopy((args, kwargs))
         self._kept = kept
-        self._leaves = {name: module for name, module in layer.named_modules() if name and _is_leaf(module)}
+        modules: dict[str, nn.Module] = dict(layer.named_modules())
+        self._leaves = {name: module for name, module in modules.items() if name and _is_leaf(module)}
         self._recorded: dict[str, list[Any]] = {name: [] for name in self._leaves}
         seen: dict[str, list[Tensor]] = {name: [] for name in self._leaves}
         made_by: dict[int, tuple[str, Any]] = {}

@@ -1,9 +1,9 @@
-"""Moves the matrices that write into the residual stream, by a gradient that is carried down without a backward pass."""
+"""Moves what writes into the residual stream, by a gradient that is carried down without a backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class Feedback(Update):
         self._columns = columns
         self._tail = tail.weights
         with without_autocast(tail.deltas[0].device):
-            delta = torch.cat([_flat(delta, columns) for delta in tail.deltas])
+            delta = torch.cat([_last(delta, columns).flatten(0, -2) for delta in tail.deltas])
             names = list(self._stream.layers)
             self._deltas = {len(names) - 1: delta}
             for index in range(len(names) - 1, self._first, -1):
@@ -106,8 +106,8 @@ class Feedback(Update):
         require(
             bool(writers or self._outside),
             "model.optimizer: DirectFeedback found no trainable matrix in the last "
-            f"{len(self._stream.layers) - self._first} layers whose product is added to the hidden state; train other "
-            "weights (model.tuning), or use another method",
+            f"{len(self._stream.layers) - self._first} layers whose product is added to the hidden state; train such "
+            "weights (model.tuning; for LoRA, targets such as [o_proj, down_proj]), or use another method",
         )
         return writers
 
@@ -124,7 +124,8 @@ class Feedback(Update):
         self._inputs = {name: [] for name in sorted(names)}
 
         def on_input(name: str, value: Tensor) -> None:
-            self._inputs[name].append(value if value.ndim < 3 else value[:, -kept:].clone())
+            rows = self._stream.rows  # some layers join batch and tokens
+            self._inputs[name].append(_last(value.reshape(*rows, -1), kept).clone())
 
         with ExitStack() as contexts:
             contexts.enter_context(watched_inputs({n: self._model.get_submodule(n) for n in names}, on_input))
@@ -228,6 +229,6 @@ class Feedback(Update):
         self._columns = state["columns"]
 
 
-def _flat(delta: Tensor, columns: int) -> Tensor:
-    """Returns δ at the last columns, shape (tokens, d)."""
-    return (delta[:, -columns:] if delta.ndim > 2 else delta).flatten(0, -2)
+def _last(rows: Tensor, columns: int) -> Tensor:
+    """Returns the last columns of rows of tokens, shape (batch, columns, width); all of (batch, width)."""
+    return rows[:, -columns:] if rows.ndim > 2 else rows
