@@ -203,7 +203,8 @@ def test_a_plain_norm_of_equal_weights_is_no_gain() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.part, self.norm = nn.Linear(2048, 2048), nn.RMSNorm(2048)
+            self.part, self.norm = nn.Linear(2048, 2048, bias=False), nn.RMSNorm(2048)
+            nn.init.zeros_(self.part.weight)
 
         def forward(self, hidden: Tensor) -> Tensor:
             return hidden + self.norm(self.part(hidden))

@@ -116,6 +116,22 @@ def test_learned_jacobians_of_linear_layers_are_nearly_exact() -> None:
     assert cosine(learned[name], expected[name]) > 0.99 > cosine(identity[name], expected[name])
 
 
+def test_tokens_that_the_loss_does_not_look_at_may_be_nan() -> None:
+    """More columns are kept than the loss looks at. The hidden state of padding may be anything."""
+    model, closure = linear_case()
+    expected = true(model, closure)
+    torch.manual_seed(0)
+    _, inputs = LinearNetwork(), torch.randn(40, 7, 5)
+    inputs[:, 3] = torch.nan
+    own, _ = found(
+        model,
+        lambda: functional.cross_entropy(model(inputs)[:, -2:].flatten(0, 1), torch.arange(80) % 3),
+        layers=1,
+        calibration=0,
+    )
+    assert close(own["layers.3.out.weight"], expected["layers.3.out.weight"])
+
+
 TEXTS = torch.arange(60).view(5, 12) * 37 % 900 + 5
 
 

@@ -85,7 +85,8 @@ class LayerTrial:
 
         Returns:
             The places at which the movement arrives unchanged, up to a constant gain, and this gain: ``OUTPUT``, or the
-            names of modules without matrices, in the order of their calls.
+            names of modules, in the order of their calls. Modules that return their input, such as dropout, are left
+            out.
         """
         if name not in self._arrivals:
             reached: dict[str, Tensor] = {}
@@ -103,7 +104,7 @@ class LayerTrial:
         calls = iter(self._recorded[name])
 
         def on_call(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if args and isinstance(args[0], Tensor):
+            if args and isinstance(args[0], Tensor) and not _unchanged(args[0], output):
                 reached.setdefault(name, args[0].clone())
             if self.holds_matrix(name):
                 output = copy.deepcopy(next(calls))
@@ -142,6 +143,10 @@ class LayerTrial:
             for name, module in self._leaves.items():
                 hooks.callback(module.register_forward_hook(hook(name)).remove)
             return hidden_output(self._layer.forward(*args, **kwargs))
+
+
+def _unchanged(value: Tensor, output: Any) -> bool:
+    return isinstance(output, Tensor) and value.shape == output.shape and torch.equal(value, output)
 
 
 def _holds_matrix(module: nn.Module) -> bool:

@@ -154,8 +154,6 @@ def _path_from(trial: LayerTrial, name: str) -> tuple[float | str, ...] | None:
         output = trial.outputs[place]
         if trial.holds_matrix(place) or not isinstance(output, Tensor) or output.shape != trial.inputs[place].shape:
             continue
-        if torch.equal(output, trial.inputs[place]):  # dropout in evaluation, for example
-            continue
         rest = _path_from(trial, place)
         if rest is not None:
             return (gain, place, *rest)
