@@ -212,6 +212,46 @@ def test_a_loss_that_looks_at_more_tokens_makes_the_forward_again() -> None:
     assert forwards == [2, 2, 1, 1, 2, 1]
 
 
+def test_a_resumed_run_knows_the_tokens_of_the_loss() -> None:
+    """Neither writers nor Jacobians are looked for again, and no forward is made twice."""
+    runs = []
+    for resumed in (False, True):
+        model = build("llama")
+        optimizer = DirectFeedback(model, calibration=2, lr=1e-3)
+        for _ in range(2):
+            optimizer.step(text_loss(model))
+        if resumed:
+            state = optimizer.state_dict()
+            optimizer = DirectFeedback(model, calibration=2, lr=1e-3)
+            optimizer.load_state_dict(state)
+        optimizer.step(text_loss(model))
+        runs.append((weights_of(model), optimizer.last_step))
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1].losses == runs[1][1].losses
+    assert runs[0][1].total_forward_passes == runs[1][1].total_forward_passes == 5 + 1 + 1
+
+
+def test_a_first_step_that_is_skipped_is_made_again() -> None:
+    """Whatever of its forwards is not finite: nothing is learned, and the next step learns it."""
+    for bad in (1, 2, 4):
+        model, calls = build("llama"), 0
+
+        def closure(model: nn.Module = model, bad: int = bad) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return word_loss(model)() * (torch.nan if calls == bad else 1.0)
+
+        optimizer = DirectFeedback(model, calibration=3)
+        with pytest.warns(RuntimeWarning, match="not all finite"):
+            optimizer.step(closure)
+        state = optimizer.update.state_dict()
+        assert (state["jacobians"], state["writers"], optimizer.last_step.skipped) == ({}, None, True)
+        assert optimizer.update.scratch_bytes() == 0
+        optimizer.step(closure)
+        assert optimizer.last_step.forward_passes == 5
+        assert set(optimizer.update.state_dict()["jacobians"]) == {"model.layers.1"}
+
+
 def test_adapters_get_the_true_gradient() -> None:
     """The last adapter of LoRA: both factors, with their scale."""
     tuned = LoRA(rank=2, targets=["down_proj", "o_proj"]).apply(build("llama"))
