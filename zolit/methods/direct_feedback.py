@@ -35,7 +35,7 @@ class DirectFeedback(MethodBase):
     about: ClassVar = About(
         paper="of this project, after direct feedback alignment, arXiv 1609.01596",
         stages="no probes, Adam on gradients that learned mean Jacobians carry down",
-        forwards="1; in the first step 66",
+        forwards="1; 18 in the first step",
         forwards_by_default=1,
         memory="d² numbers per layer, eight bytes per weight that is trained, inputs at the tokens of the loss",
         when="few forwards must do, the loss has a gradient, and a backward pass does not fit into memory",
@@ -49,7 +49,7 @@ class DirectFeedback(MethodBase):
         lr: float = 4e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         layers: int | None = None,
-        calibration: int = 64,
+        calibration: int = 16,
         head: bool = False,
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",

@@ -47,7 +47,6 @@ class LayerTrial:
     ) -> None:
         self._layer = layer
         self._arguments = copy.deepcopy((args, kwargs))
-        self._kept = kept
         modules: dict[str, nn.Module] = dict(layer.named_modules())
         self._leaves = {name: module for name, module in modules.items() if name and _is_leaf(module)}
         self._recorded: dict[str, list[Any]] = {name: [] for name in self._leaves}
@@ -67,6 +66,8 @@ class LayerTrial:
             return on_call
 
         self.hidden = self._run(record)
+        finite = self.hidden.isfinite().all(-1)  # padding may be NaN
+        self._kept = finite if kept is None else finite & kept
         once = [name for name in seen if len(seen[name]) == len(self._recorded[name]) == 1]
         self.inputs = {name: seen[name][0] for name in once}
         self.outputs = {name: self._recorded[name][0] for name in once}
@@ -117,7 +118,7 @@ class LayerTrial:
         """A random movement, of the shape of the hidden state, float32. Large, so that 16 bits resolve it."""
         generator = Generators().seeded(key_of("movement of a module"), torch.device("cpu"))
         rows = self.hidden.reshape(-1, self.hidden.shape[-1]).float()
-        typical = rows.std(0, correction=0).median().clamp(min=1e-3)
+        typical = rows[self._kept.flatten()].std(0, correction=0).median().clamp(min=1e-3)
         low, high = _SPREAD
         lengths = torch.rand(len(rows), 1, generator=generator, dtype=torch.float32) * (high - low) + low
         movement = lengths * torch.randn(rows.shape, generator=generator, dtype=torch.float32)
@@ -125,10 +126,8 @@ class LayerTrial:
 
     def _gain(self, moved: Tensor, before: Tensor) -> float | None:
         """Returns c where a movement v has arrived as c·v, else None."""
-        change = moved.float().reshape(self.hidden.shape) - before.float().reshape(self.hidden.shape)
-        movement = self._movement
-        if self._kept is not None:
-            change, movement = change[self._kept], movement[self._kept]
+        change = (moved.float() - before.float()).reshape(self.hidden.shape)[self._kept]
+        movement = self._movement[self._kept]
         large = movement.abs() > movement.abs().median()
         gain = float((change[large] / movement[large]).median())
         error = ((change - gain * movement).abs() / movement.abs().median()).flatten()

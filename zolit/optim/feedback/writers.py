@@ -139,9 +139,14 @@ def _is_transposed(trial: LayerTrial, name: str) -> bool | None:
     with without_autocast(x.device):
         for transposed, matrix in ((False, weight), (True, weight.t())):
             if matrix.shape == (y.shape[-1], x.shape[-1]):
-                errors[float((linear(x, matrix.float()) - y).norm())] = transposed
+                errors[_size(linear(x, matrix.float()) - y)] = transposed
     closest = min(errors, default=None)
-    return None if closest is None or closest > _CLOSE * float(y.norm()) else errors[closest]
+    return None if closest is None or closest > _CLOSE * _size(y) else errors[closest]
+
+
+def _size(values: Tensor) -> float:
+    """Returns the norm of the numbers that are not NaN, as those of padding may be."""
+    return float(values.square().nansum().sqrt())
 
 
 def _path_from(trial: LayerTrial, name: str) -> tuple[float | str, ...] | None:

@@ -49,7 +49,7 @@ class Feedback(Update):
 
     uses_estimate = False
 
-    def __init__(self, adam: Adam, layers: int | None = None, calibration: int = 64, head: bool = False) -> None:
+    def __init__(self, adam: Adam, layers: int | None = None, calibration: int = 16, head: bool = False) -> None:
         require(layers is None or layers >= 1, f"layers: at least 1 layer is trained, not {layers}")
         require(calibration >= 0, f"calibration: the number of forwards must be at least 0, not {calibration}")
         self._adam = adam
