@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 import zolit
+from tests.helpers.tiny import Layered, ResidualStream, layered
 from zolit import ZerothOrder
 from zolit.optim import BlockScores, CurvatureSampling, FixedBudget
 
@@ -72,12 +73,18 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "first order, sgd": ("FirstOrder", {"rule": "sgd", "keep_gradients": False, "recompute": True}),
     "first order, factored": ("FirstOrder", {"rule": "factored", "keep_gradients": False, "recompute": True}),
     "first order, last layer": ("FirstOrder", {"layers": 1, "keep_gradients": False}),
+    "direct feedback": ("DirectFeedback", {}),
+    "direct feedback, identity": ("DirectFeedback", {"calibration": 0, "layers": 2}),
+    "direct feedback, with head": ("DirectFeedback", {"calibration": 4, "head": True}),
 }
 
 FIRST_ORDER: set[str] = {name for name, (method, _) in METHODS.items() if method == "FirstOrder"}
 """Forms without random numbers, except for the rounding of 16 bits."""
 
-OFF_SPAN: set[str] = {*FIRST_ORDER, "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
+FEEDBACK = {name for name, (method, _) in METHODS.items() if method == "DirectFeedback"}
+"""Forms that need a model whose layers add to one hidden state."""
+
+OFF_SPAN: set[str] = {*FIRST_ORDER, *FEEDBACK, "hi-zfo", "hi-zfo, profiled again", "zo-act", "dizo, often"}
 """Forms that also move weights outside of the span of one step's directions: by backpropagation or by averages."""
 
 ORDERED = {"hi-zfo", "hi-zfo, profiled again"}
@@ -89,6 +96,7 @@ UNEVEN = {"hi-zfo, profiled again", "dizo, often", "fzoo, code"}
 RATES: dict[str, float] = {
     "agzo": 3e-3,
     "bszo": 1.0,
+    **dict.fromkeys(FEEDBACK, 3e-3),
     "dominant layer": 5e-3,
     "dominant layer, by curvature": 3e-3,
     **dict.fromkeys(FIRST_ORDER, 1e-2),
@@ -100,6 +108,11 @@ RATES: dict[str, float] = {
     "zo-act": 1e-2,
 }
 """Learning rates for the layered model where 1e-3 is not suitable."""
+
+
+def model_for(name: str, *args: Any, **options: Any) -> Layered:
+    """Returns the layered model of which a form can train the weights; see ``layered``."""
+    return layered(*args, **options, kind=ResidualStream if name in FEEDBACK else Layered)
 
 
 def made(name: str, model: nn.Module, **more: Any) -> ZerothOrder:

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.helpers.battery import METHODS, made
+from tests.helpers.battery import METHODS, made, model_for
 from tests.helpers.tiny import layered, regression
 from zolit import UserError
 from zolit.training.exchange import Exchange
@@ -61,7 +61,7 @@ def act_as_on_a_gpu() -> None:
 
 def run(name: str, dtype: torch.dtype, sizes: tuple[int, int], ranks: list[int], alone: bool) -> Tensor:
     """Makes a few steps on the examples of some ranks, as one of two processes or alone; returns how weights moved."""
-    model = layered(dtype)
+    model = model_for(name, dtype)
     optimizer = made(name, model)
     if not alone:
         optimizer.collectives = ProcessCollectives(model)
@@ -106,6 +106,9 @@ def main() -> None:
             good &= torch.allclose(moved, whole, rtol=1e-3, atol=1e-4)
             first, second = exchange.joined(run_routed(name, rank).unsqueeze(1)).unbind(1)
             good &= torch.equal(first, second) and bool(first.any())
+        if name == "direct feedback, identity":  # with equally many examples, as one process with all of them
+            moved = run(name, torch.float32, EQUAL, [rank], alone=False)
+            good &= torch.allclose(moved, run(name, torch.float32, EQUAL, [0, 1], alone=True), rtol=1e-3, atol=1e-5)
         if method == "PerExample":  # a rank without examples: all ranks say so, and none waits
             with pytest.raises(UserError, match="step: process 1 of 2 has no examples"):
                 run(name, dtype, EMPTY, [rank], alone=False)

@@ -61,9 +61,42 @@ class Layered(nn.Module):
         return answer.squeeze(-1)
 
 
-def layered(dtype: torch.dtype = torch.float32, order: tuple[str, ...] | None = None, seed: int = 0) -> Layered:
-    """Returns the layered model; its weights depend on their names and the seed alone."""
-    model = Layered(order) if order else Layered()
+class Residual(nn.Module):
+    """A layer that adds the product of a matrix to its input, as the layers of language models do."""
+
+    def __init__(self, width: int = 6, inner: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.down(torch.tanh(self.up(self.norm(hidden))))
+
+
+class ResidualStream(Layered):
+    """The layered model with three such layers, which pass one hidden state on."""
+
+    def __init__(self, order: tuple[str, ...] = ("embed", "layers", "norm", "head")) -> None:
+        super().__init__(order)
+        self.layers = nn.ModuleList([Residual(), Residual(), Residual()])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.embed(inputs)
+        for layer in self.layers:  # type: ignore[union-attr]  # a ModuleList
+            hidden = layer(hidden)
+        answer: Tensor = self.head(self.norm(hidden))
+        return answer.squeeze(-1)
+
+
+def layered(
+    dtype: torch.dtype = torch.float32,
+    order: tuple[str, ...] | None = None,
+    seed: int = 0,
+    kind: type[Layered] = Layered,
+) -> Layered:
+    """Returns a layered model; its weights depend on their names and the seed alone."""
+    model = kind(order) if order else kind()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.battery import METHODS, made
+from tests.helpers.battery import METHODS, made, model_for
 from tests.helpers.stage_calls import CastCalls
 from tests.helpers.tiny import layered, regression
 from zolit.optim.perturbation import directions
@@ -21,7 +21,7 @@ from zolit.optim.perturbation.gaussian_pool import GaussianPool
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.filterwarnings("ignore:step. eps. .* is rounded away")  # the tiny model has large weights
 def test_no_stage_calls_what_autocast_sends_to_16_bits_on_a_gpu(name: str, place: str) -> None:
-    model = layered()
+    model = model_for(name)
     optimizer, losses = made(name, model), regression(model)
     inside = place == "in the closure"
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import zolit.methods
-from tests.helpers.battery import FIRST_ORDER, METHODS, ORDERED, RATES, UNEVEN, made
-from tests.helpers.tiny import layered, regression, same, weights_of
+from tests.helpers.battery import FIRST_ORDER, METHODS, ORDERED, RATES, UNEVEN, made, model_for
+from tests.helpers.tiny import regression, same, weights_of
 from zolit import ZerothOrder
 
 SLOW = {"senszoq", "bszo"}
 """Forms with defaults for large models: one of the 132 weights moves, or derivatives count as outliers."""
+
+DRAWS_NOTHING = {*FIRST_ORDER, "direct feedback, identity"}
+"""Forms that draw no random numbers, except for the rounding of 16 bits."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:step. eps. .* is rounded away")  # the tiny model has large weights
 
@@ -40,8 +43,15 @@ def test_every_method_is_in_the_battery() -> None:
     assert {method for method, _ in METHODS.values()} == set(zolit.methods.__all__) - {"LinearProbe"}
 
 
+@pytest.fixture
+def layered(name: str) -> Callable[..., nn.Module]:
+    """Returns the function that builds the model of the form."""
+    return lambda *args, **options: model_for(name, *args, **options)
+
+
 def trained(
     make: Callable[..., ZerothOrder],
+    layered: Callable[..., nn.Module],
     steps: int,
     dtype: torch.dtype = torch.float32,
     order: tuple[str, ...] | None = None,
@@ -56,19 +66,22 @@ def trained(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_seed_same_run(name: str, make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
+def test_same_seed_same_run(
+    name: str, make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module], dtype: torch.dtype
+) -> None:
     wide = {"eps": 0.1} if dtype == torch.bfloat16 else {}  # bfloat16 would round smaller perturbations away
-    runs = [trained(make, 10, dtype, seed=seed, **wide) for seed in (3, 3, 4)]
+    runs = [trained(make, layered, 10, dtype, seed=seed, **wide) for seed in (3, 3, 4)]
     weights = [weights_of(model) for model, _ in runs]
     assert same(weights[0], weights[1])
-    # First order draws no random numbers, except for the rounding of 16 bits.
-    assert same(weights[0], weights[2]) == (name in FIRST_ORDER and dtype == torch.float32)
+    assert same(weights[0], weights[2]) == (name in DRAWS_NOTHING and dtype == torch.float32)
     assert runs[0][1].last_step.losses == runs[1][1].last_step.losses
 
 
-def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
+def test_default_type_of_torch_does_not_matter(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]
+) -> None:
     """Under bf16-true, Lightning makes bfloat16 torch's default type."""
-    model, first = trained(make, 5, torch.bfloat16)
+    model, first = trained(make, layered, 5, torch.bfloat16)
     other = layered(torch.bfloat16)
     optimizer, closure = make(other), regression(other)
     torch.set_default_dtype(torch.bfloat16)
@@ -80,10 +93,12 @@ def test_default_type_of_torch_does_not_matter(make: Callable[..., ZerothOrder])
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in {*ORDERED, "first order, last layer"}])
-def test_order_of_parameters_does_not_matter(make: Callable[..., ZerothOrder]) -> None:
+def test_order_of_parameters_does_not_matter(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]
+) -> None:
     """Draws and samples are the same bit for bit; sums over blocks, in π, may be rounded differently."""
-    first, optimizer = trained(make, 10)
-    second, other = trained(make, 10, order=("head", "norm", "layers", "embed"))
+    first, optimizer = trained(make, layered, 10)
+    second, other = trained(make, layered, 10, order=("head", "norm", "layers", "embed"))
     assert [b.name for b in optimizer.blocks] != [b.name for b in other.blocks]
     mine, theirs = weights_of(first), weights_of(second)
     if optimizer.last_step.selection.scores is None:
@@ -91,7 +106,9 @@ def test_order_of_parameters_does_not_matter(make: Callable[..., ZerothOrder]) -
     assert all(torch.allclose(theta, theirs[name], rtol=0, atol=2e-6) for name, theta in mine.items())
 
 
-def test_global_random_state_does_not_change(make: Callable[..., ZerothOrder]) -> None:
+def test_global_random_state_does_not_change(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]
+) -> None:
     model = layered(torch.bfloat16)
     optimizer, closure = make(model), regression(model)
     torch.manual_seed(0)
@@ -102,7 +119,9 @@ def test_global_random_state_does_not_change(make: Callable[..., ZerothOrder]) -
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "dizo, often"])  # projects at every learning rate
-def test_learning_rate_schedules(name: str, make: Callable[..., ZerothOrder]) -> None:
+def test_learning_rate_schedules(
+    name: str, make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]
+) -> None:
     model = layered()
     closure = regression(model)
     rate = RATES.get(name, 1e-3)
@@ -120,7 +139,7 @@ def test_learning_rate_schedules(name: str, make: Callable[..., ZerothOrder]) ->
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in SLOW])
-def test_learns(make: Callable[..., ZerothOrder]) -> None:
+def test_learns(make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]) -> None:
     model = layered()
     closure = regression(model)
     before = float(closure().detach().mean())
@@ -131,7 +150,7 @@ def test_learns(make: Callable[..., ZerothOrder]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in UNEVEN])
-def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder]) -> None:
+def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]) -> None:
     model = layered()
     optimizer = make(model, lr=1e-3)
     closure, calls = regression(model), 0
@@ -188,10 +207,12 @@ def test_report_is_consistent(name: str, make: Callable[..., ZerothOrder]) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module], dtype: torch.dtype
+) -> None:
     """A file keeps the state (``weights_only=True``), for an optimizer with another seed. Runs are equal to the bit."""
-    whole, uninterrupted = trained(make, 12, dtype)
-    half, optimizer = trained(make, 6, dtype)
+    whole, uninterrupted = trained(make, layered, 12, dtype)
+    half, optimizer = trained(make, layered, 6, dtype)
     file = io.BytesIO()
     torch.save({"optimizer": optimizer.state_dict(), "model": half.state_dict()}, file)
     file.seek(0)
@@ -212,7 +233,9 @@ def test_resumed_run_equals_the_uninterrupted_one(make: Callable[..., ZerothOrde
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_probes_restore_the_weights_to_the_bit(make: Callable[..., ZerothOrder], dtype: torch.dtype) -> None:
+def test_probes_restore_the_weights_to_the_bit(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module], dtype: torch.dtype
+) -> None:
     """At a learning rate of 0, a step does not change the weights."""
     model = layered(dtype)
     optimizer, closure = make(model, lr=0.0), regression(model)
@@ -247,7 +270,9 @@ def knowledge(state: object) -> list[Tensor]:
 COUNTERS = {"steps", "forwards", "backwards", "skipped", "skipped_in_a_row"}
 
 
-def test_a_loss_that_is_not_finite_changes_neither_weights_nor_state(make: Callable[..., ZerothOrder]) -> None:
+def test_a_loss_that_is_not_finite_changes_neither_weights_nor_state(
+    make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]
+) -> None:
     model = layered(torch.bfloat16)
     optimizer, closure = make(model), Falls(model)
     for _ in range(3):
@@ -268,9 +293,9 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_state(make: Calla
         assert not optimizer.last_step.skipped
 
 
-def test_state_of_16_bit_weights_is_wide(make: Callable[..., ZerothOrder]) -> None:
+def test_state_of_16_bit_weights_is_wide(make: Callable[..., ZerothOrder], layered: Callable[..., nn.Module]) -> None:
     """All state is float32 or wider, except copies of the weights themselves."""
-    _, optimizer = trained(make, 3, torch.bfloat16)
+    _, optimizer = trained(make, layered, 3, torch.bfloat16)
     tensors = knowledge({key: value for key, value in optimizer.state_dict()["zo"].items() if key != "update"})
     assert not [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize < 4]
     velocities = knowledge(optimizer.state_dict()["zo"]["update"].get("velocities", {}))

@@ -10,7 +10,7 @@ import torch
 
 import zolit
 from tests.conftest import ROOT
-from tests.helpers.battery import METHODS, made
+from tests.helpers.battery import METHODS, made, model_for
 from tests.helpers.tiny import DEVICE, layered, regression, same, seen_by, weights_of
 from zolit import ZerothOrder
 
@@ -29,7 +29,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_forwards_are_as_many_as_the_page_says(name: str) -> None:
-    model = layered()
+    model = model_for(name)
     optimizer, closure = made(name, model), regression(model)
     about = DEFAULTS[name].about
     for _ in range(9):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import Fit, summary
-from tests.helpers.battery import METHODS, made
-from tests.helpers.tiny import layered, regression, same, weights_of
+from tests.helpers.battery import METHODS, made, model_for
+from tests.helpers.tiny import regression, same, weights_of
 from zolit import MeZO, PerExample
 from zolit.cli.bench.memory import peak_bytes
 from zolit.optim.perturbation.base import Perturbation
@@ -57,7 +57,7 @@ READING_BACK = ("parameters", "refreshed", "profiled again", "dizo, often", "zo-
 def test_a_step_waits_for_losses_and_with_scores_for_squared_norms(
     waits: Callable[[Callable[[], object]], list[str]], name: str, dtype: torch.dtype
 ) -> None:
-    model = layered(dtype).to(CUDA)
+    model = model_for(name, dtype).to(CUDA)
     optimizer = made(name, model)
     closure = regression(model)
     for _ in range(12):  # all weights have been perturbed, and checked, by then

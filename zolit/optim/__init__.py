@@ -53,6 +53,7 @@ from zolit.optim.updates.answer_regression import AnswerRegression
 from zolit.optim.updates.backprop import Backprop
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.factored import Factored
+from zolit.optim.updates.feedback import Feedback
 from zolit.optim.updates.fused import FusedBackprop
 from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.layer_projection import LayerProjection
@@ -91,6 +92,7 @@ __all__ = [
     "Factored",
     "FactoredPerturbation",
     "Factors",
+    "Feedback",
     "FixedBudget",
     "FixedMask",
     "FusedBackprop",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,21 @@ def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
     torch.clear_autocast_cache()
     loss = closure()
     return (loss if loss.dtype == torch.float64 else loss.float()).reshape(copies, -1).mean(1)
+
+
+@dataclass(frozen=True, slots=True)
+class TailGradients:
+    """The gradients of a forward whose graph begins at the last hidden state.
+
+    Attributes:
+        deltas: ∂loss/∂h_L of each call of the model, on this rank, of the shape of h_L, float32.
+        weights: The gradient of the mean loss over all ranks by each weight that the last part uses.
+        beyond: Whether a gradient is not zero before the watched columns, on any rank.
+    """
+
+    deltas: list[Tensor]
+    weights: dict[Weight, Tensor]
+    beyond: bool
 
 
 class BasePoint:
@@ -165,6 +181,52 @@ class BasePoint:
         self.backward_passes += 1
         if bad := arrivals.not_finite:
             raise NotFinite(f"the gradient of {bad[0]}", moved=len(bad) < len(weights))
+
+    def tail_gradients(
+        self, tail: AbstractContextManager[list[Tensor]], weights: Sequence[Weight], columns: int
+    ) -> TailGradients:
+        """Evaluates the batch at θ by one forward whose last part alone has a graph. Called in ``Stage.prepare``.
+
+        Args:
+            tail: A context that detaches the last hidden state of each call of the model, and enables gradients from
+                there on. It yields these states.
+            weights: The weights of the last part to differentiate by.
+            columns: Number of columns (tokens) at the end of the rows that the caller has watched.
+
+        Returns:
+            The gradients by the states and the weights.
+
+        Raises:
+            NotFinite: If the loss or a gradient is NaN or infinite.
+            UserError: If the loss has no gradient by the last hidden state.
+        """
+        with torch.no_grad(), _requires_grad_only(self.model, weights):
+            torch.clear_autocast_cache()
+            with tail as states:
+                loss = self.closure().float().mean()
+            require(
+                loss.requires_grad,
+                "model.optimizer: DirectFeedback needs a loss with a gradient by the last hidden state, which scores "
+                "of answers (model.objective metric) do not have; use another objective, or a zeroth-order method",
+            )
+            found = torch.autograd.grad(loss, [*states, *(w.parameter for w in weights)], allow_unused=True)
+        torch.clear_autocast_cache()
+        deltas = [torch.zeros_like(s) if own is None else own for s, own in zip(states, found, strict=False)]
+        of_weights = {
+            weight: self.collectives.all_mean(own.contiguous())
+            for weight, own in zip(weights, found[len(states) :], strict=True)
+            if own is not None
+        }
+        mean = self.collectives.all_mean(loss.detach().view(1))
+        before = [delta[:, :-columns] if delta.ndim > 2 else delta[:0] for delta in deltas]
+        unseen = torch.stack([vector_norm(delta, dtype=torch.float32).to(loss) for delta in before]).sum()
+        sizes = [vector_norm(own, dtype=torch.float32).to(loss) for own in (*deltas, *of_weights.values())]
+        shared = self.collectives.all_mean(torch.stack([unseen, torch.stack(sizes).sum()]).detach())
+        value, outside, size = torch.cat([mean, shared]).tolist()  # the only wait
+        self._recorded(value)
+        if not math.isfinite(size):
+            raise NotFinite("the gradient of the last hidden state")
+        return TailGradients([delta.float() for delta in deltas], of_weights, outside > 0.0)
 
     @contextmanager
     def _differentiated(self, weights: Sequence[Weight], recompute: bool) -> Iterator[None]:

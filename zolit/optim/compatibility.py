@@ -66,11 +66,11 @@ def check_compatible(
     require(
         estimator.probes or not update.uses_estimate,
         f"estimator: {measures} measures no loss along a direction, but {moves} moves weights by such losses; use "
-        "another estimator, or the update zolit.optim.Backprop without `rest`",
+        "another estimator, or an update that needs none: zolit.optim.Backprop without `rest`, zolit.optim.Feedback",
     )
     require(
         update.uses_estimate or not estimator.probes,
-        f"estimator: {moves} moves all weights without probes, and would not use the losses that {measures} "
+        f"estimator: {moves} moves weights without probes, and would not use the losses that {measures} "
         "measures; use zolit.optim.NoProbes, or another update",
     )
     require(
@@ -80,7 +80,7 @@ def check_compatible(
     )
     require(
         update.uses_estimate or update.backprop_is_chosen or selection.selects_all,
-        f"selection: {moves} moves all weights without probes, whatever {chosen} selects; use "
+        f"selection: {moves} moves weights without probes, whatever {chosen} selects; use "
         "zolit.optim.AllBlocks, and choose the weights by model.tuning",
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.battery import METHODS, made
+from tests.helpers.battery import FEEDBACK, METHODS, made
 from tests.helpers.draws import weight, whole
 from zolit import UserError
 from zolit.optim.perturbation.base import Perturbation
@@ -94,6 +94,10 @@ def test_every_method_takes_them_or_says_why_not(name: str) -> None:
 
     if optimizer.per_example:
         with pytest.raises(UserError, match=r"(scale is used in mul|shift is used in add)"):
+            optimizer.step(losses)
+        return
+    if name in FEEDBACK:
+        with pytest.raises(UserError, match=r"pass their output on to the next layer, but layers\.1 is called"):
             optimizer.step(losses)
         return
     for _ in range(8):

@@ -15,7 +15,7 @@ class Update(Stage):
     """Moves the weights. ``prepare`` may move θ too; ``rollback`` then undoes this, except in ``FusedBackprop``.
 
     Attributes:
-        uses_estimate: Whether weights move by the gradient estimate. If not, they move by backpropagation alone.
+        uses_estimate: Whether weights move by the gradient estimate. If not, the update has gradients of its own.
         needs_answers: Whether ``step`` must be told the correct answers of the batch.
         backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
         reach: The sum of what one estimate adds to the weights over all later steps, in units of the learning rate.
