@@ -23,9 +23,7 @@ _MOST = 0.5
 _IN_A_ROW = 10
 """Number of steps in a row whose probes do not differ."""
 _GROWN = 2.0
-"""Growth of the weights above which a run that has not learned counts as diverged.
-
-At all default rates growth stayed below 1.01. AdamW with LoRA learned with a growth of 2.4."""
+"""Growth of the weights above which a run that has not learned counts as diverged. AdamW with LoRA learned with 2.4."""
 _GROWN_UNSEEN = 10.0
 """The same for a run without validations, whose training losses say less."""
 _GAIN = 0.05

@@ -55,7 +55,7 @@ class MethodBase(ZerothOrder):
         prober: How losses at perturbed weights are computed. A subclass fixes it.
         estimator: How the losses of a step's probes become coefficients of its directions. A subclass fixes it.
         update: How the weights move. A subclass fixes it.
-        lr: η, the learning rate. auto measures it on the first batch; see docs/learning-rate.md.
+        lr: η, the learning rate. auto measures it on the first batches; see docs/learning-rate.md.
         eps: ε, the probe radius.
         seed: Base seed of all random numbers of the method; null is seed_everything, or 0 without the command line.
         blocks: How the weights are partitioned into blocks for the selection: tensor, layer, or a regular expression

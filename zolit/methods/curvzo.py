@@ -46,7 +46,7 @@ class CurvZO(Method):
     defaults are those of a third party's port of the authors' code.
 
     Args:
-        lr: η, the learning rate. A third of MeZO's rate is a good start.
+        lr: η, the learning rate. auto measures it on the first batches; see docs/learning-rate.md.
         blocks: What is sampled: tensor, layer, a regular expression (weights in whose names it finds the same text form
             a block), or parameter: each single parameter has its own score (section 3; eight bytes each).
         budget: adaptive, or a fixed share of the blocks in (0, 1].

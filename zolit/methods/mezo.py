@@ -17,8 +17,8 @@ class MeZO(Method):
     Δ = [L(θ + εz) - L(θ - εz)] / 2ε and θ ← θ - η(Δz + λθ) with z ~ N(0, I). ε is ``eps``, η is ``lr`` and λ is
     ``weight_decay``.
 
-    The defaults are the paper's for full-parameter tuning of OPT (ε = 1e-3, η in {1e-6, 1e-7}). Models below a billion
-    parameters need a larger η.
+    ε is the paper's for full-parameter tuning of OPT. The paper has η in {1e-6, 1e-7} there. Models below a billion
+    parameters need a larger η; the default measures it.
 
     Departures from the published code: z is drawn in float32 for weights of any type. Probes do not write the weights.
     Weights of 16 bits are updated with stochastic rounding. Weights of one dimension do not decay; the

@@ -57,14 +57,13 @@ class ZerothOrderModule(SignalSafeModule):
         tuning: Which weights are trained: zolit.models.Full (all, or those that match a pattern), zolit.models.LoRA or
             zolit.models.PrefixTuning; null is all.
         lr_scheduler: A scheduler of torch.optim.lr_scheduler, stepped after each training step, or
-            lightning.pytorch.cli.ReduceLROnPlateau, stepped after each validation; null keeps the learning rate
-            constant.
+            lightning.pytorch.cli.ReduceLROnPlateau, stepped after each validation; null is a constant rate.
         objective: The loss. task is the cross-entropy over the answers' likelihoods or, for tasks with long answers and
             for plain texts, minus the log-likelihood of the correct answer or of the text, as in MeZO. lm is minus this
             log-likelihood for all tasks. metric is one minus the answer's score (accuracy of a choice, F1 of a
             generated answer), which has no gradient.
-        micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory and gives the
-            same step up to rounding; null evaluates the whole batch at once. A backward pass computes each part again.
+        micro_batch_size: Evaluate a batch in parts of at most this many examples. This takes less memory, and gives the
+            same step up to rounding; null is the whole batch. A backward pass computes each part again.
         check_rows: Compare the loss of one example alone with its loss in the first batch, and refuse a model that does
             not ignore padding.
         attn_implementation: Attention of transformers, such as sdpa or eager; null lets transformers choose.
