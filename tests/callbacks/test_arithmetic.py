@@ -15,7 +15,7 @@ from zolit_callbacks.arithmetic import FlopCounter, StepArithmetic
 
 import zolit as package
 from tests.conftest import Fit, summary
-from tests.helpers.battery import METHODS, made
+from tests.helpers.battery import METHODS, made, model_for
 from tests.helpers.runs import end, summary_of
 from tests.helpers.tiny import layered, regression, same, weights_of
 from zolit.models.loading import load_language_model
@@ -85,7 +85,7 @@ def test_steps_that_differ_are_averaged_by_their_forwards() -> None:
 def test_counting_changes_no_bit(name: str) -> None:
     weights = []
     for counts in (False, True):
-        model = layered()
+        model = model_for(name)
         with warnings.catch_warnings(action="ignore"):
             optimizer = made(name, model)
             losses, arithmetic = regression(model), StepArithmetic()
@@ -129,7 +129,7 @@ def test_a_transformer_is_counted_as_by_torch_and_to_the_bit(attention: str, bac
 
 def test_a_failed_step_ends_the_count() -> None:
     model = nn.Linear(WIDTH, OUT)
-    optimizer, arithmetic = package.MeZO(model), StepArithmetic()
+    optimizer, arithmetic = package.MeZO(model, lr=1e-6), StepArithmetic()
     optimizer.step(lambda: model(INPUTS).sum(1))
     arithmetic.begin(optimizer, lambda: model(INPUTS))
     with pytest.raises(ZeroDivisionError):

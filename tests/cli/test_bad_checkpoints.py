@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import QUIET, ROOT
 from tests.helpers.runs import assert_same
 from tests.helpers.signals import restored_handlers
 from zolit.cli.main import main
+from zolit.tasks.cb import CB
 
 MEZO = "--config=configs/method/mezo.yaml"
 SHORT = (
@@ -266,10 +268,12 @@ def test_export_with_another_configuration(
 
 
 @pytest.mark.parametrize(
-    ("monitor", "mode"), [("val/loss", "min"), ("val/accuracy", "max"), ("train/loss", "min"), ("val/macro_f1", "max")]
+    ("monitor", "mode"),
+    [("val/loss", "min"), ("val/accuracy", "max"), ("train/loss", "min"), ("val/macro_f1", "max"), ("val/x", None)],
 )
-def test_the_best_value_by_the_name_of_a_metric(monitor: str, mode: str) -> None:
-    assert _direction(monitor, ("accuracy", "macro_f1")) == mode
+def test_the_best_value_by_the_name_of_a_metric(monitor: str, mode: str | None) -> None:
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(task=CB()))
+    assert _direction(monitor, trainer) == mode
 
 
 def test_a_metric_of_unknown_direction(bad: Complaint, tmp_path: Path) -> None:

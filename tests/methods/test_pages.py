@@ -78,7 +78,7 @@ def test_forwards_are_as_many_as_the_formula_says(
     assert formula.replace(" ", "") in page_of(made_by).replace(" ", "")
     model = layered()
     probed = {} if method == "FirstOrder" else {"probing": probing}
-    optimizer = made_by(model, **options, **(WIDE if method == "BSZO" else {}), **probed)
+    optimizer = made_by(model, lr=1e-6, **options, **(WIDE if method == "BSZO" else {}), **probed)
     inputs, calls, at_theta = torch.linspace(-1.0, 1.0, 24, device=DEVICE).view(6, 4), 0, 0
     theta = weights_of(model)
 

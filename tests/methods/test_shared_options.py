@@ -44,8 +44,9 @@ def test_methods_refuse_what_they_fix(name: str) -> None:
     for stage in ("estimator", "update", "prober", *(SHARED - STORED[name].keys())):
         with pytest.raises(Exception, match=stage):
             parser.parse_args([f"--optimizer=zolit.{name}", f"--optimizer.{stage}=null"])
-        with pytest.raises(TypeError, match=stage):
-            getattr(zolit, name)(layered(), **{stage: None})
+        if name != "LinearProbe":  # looks at its model first
+            with pytest.raises(TypeError, match=stage):
+                getattr(zolit, name)(layered(), **{stage: None})
 
 
 @pytest.mark.parametrize("name", methods.__all__)

@@ -91,7 +91,7 @@ def packed(kind: str) -> PreTrainedModel:
 
 def step(model: nn.Module, method: type[MeZO] | type[ZOAct]) -> None:
     ids = torch.arange(8).view(1, 8)
-    method(model).step(lambda: model(input_ids=ids, labels=ids).loss.view(1))
+    method(model, lr=1e-6).step(lambda: model(input_ids=ids, labels=ids).loss.view(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

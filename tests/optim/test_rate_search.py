@@ -51,6 +51,20 @@ def test_the_radius_is_where_noise_raises_the_loss_by_the_given_amount() -> None
     assert rate.coefficient == pytest.approx(SLOPE, rel=0.5)  # sixteen draws of a normal number
 
 
+def test_the_radius_is_found_where_the_loss_is_no_parabola() -> None:
+    optimizer, bowl = made()
+    rate = choose_rate(optimizer, [lambda: 1e4 * bowl() ** 3 + bowl() * 1e-3], 100)
+    rise = 1e4 * (0.5 * rate.radius**2 * TRACE) ** 3
+    assert RISE / 3.0 < rise < RISE * 3.0
+
+
+def test_noise_that_lowers_the_loss_counts_as_noise_that_raises_it() -> None:
+    """A model that is sure of the wrong answers gets better by any noise. The radius must not lie beyond this gain."""
+    optimizer, bowl = made()
+    rate = choose_rate(optimizer, [lambda: 0.5 * (bowl() - 3.0).square()], 100)
+    assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / 3.0 / TRACE), rel=0.1)
+
+
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
 def test_in_a_long_run_the_noise_of_all_steps_raises_the_loss_by_the_given_amount(scale: float) -> None:
     optimizer, bowl = made(Bowl(scale))
@@ -153,7 +167,7 @@ def test_mistakes(options: dict[str, Any], closure: Callable[[], Tensor] | None,
 
 def test_a_loss_that_never_rises_and_a_method_with_adam_are_refused() -> None:
     optimizer, bowl = made()
-    with pytest.raises(UserError, match=r"lr: auto found no random move of the weights that raises the loss by 0.1"):
+    with pytest.raises(UserError, match=r"lr: auto found no random move of the weights that changes the loss by 0.1"):
         choose_rate(optimizer, [lambda: bowl().tanh() * 1e-3], 10)
     with pytest.raises(UserError, match="lr: auto is for methods that move weights by SGD"):
         choose_rate(ZerothOrder(Bowl(), lr="auto", update=Adam()), [bowl], 10)

@@ -4,7 +4,7 @@ Most of what a zeroth-order step does is noise: each step moves the weights alon
 After N steps the noise alone has moved every weight by about r = η·a·√N, where a² is the mean of Σᵢaᵢ², the squared
 coefficients of a step. Two measurements limit η:
 
-- **The run.** The loss rises by ``RISE`` where all weights move at random by a radius r*. So η·a·√N ≤ r*.
+- **The run.** The loss changes by ``RISE`` where all weights move at random by a radius r*. So η·a·√N ≤ r*.
 - **A step.** Noise of the curvature tr(H) = 2·``RISE`` / r*² costs a step η²·a²·tr(H) / 2, and the step gains η·g with
   g = Σᵢaᵢ·Δᵢ. So η ≤ ``SHARE``·g / (a²·tr(H)). This decides in short runs.
 
@@ -33,7 +33,7 @@ from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.signals import deferred_signals
 
 RISE = 0.1
-"""Nats by which the noise of a whole run may raise the loss."""
+"""Nats by which the noise of a whole run may change the loss."""
 SHARE = 0.04
 """Share of the step at which noise costs twice what a step gains. Curvature grows while a run goes on."""
 
@@ -52,7 +52,7 @@ class Rate:
         lr: η.
         steps: N, the length of the run. With a schedule, the sum of its squared factors.
         coefficient: a, the root mean square of the coefficients of a step.
-        radius: r*, the random move of all weights that raises the loss by ``RISE``.
+        radius: r*, the random move of all weights that changes the loss by ``RISE``.
         forwards: Number of forwards that the choice took.
     """
 
@@ -65,7 +65,7 @@ class Rate:
     def __str__(self) -> str:
         return (
             f"lr: auto chose {self.lr:.2g} for {self.steps:.0f} steps after {self.forwards} forwards"
-            f" (coefficient of a step: {self.coefficient:.3g}; radius at which noise raises the loss by {RISE}:"
+            f" (coefficient of a step: {self.coefficient:.3g}; radius at which noise changes the loss by {RISE}:"
             f" {self.radius:.2g})"
         )
 
@@ -176,7 +176,7 @@ class _Search:
         return estimate, float((sizes * sample.corrections.square()).sum() / sizes.sum().clamp(min=1.0))
 
     def radius(self) -> float:
-        """Returns r*: the standard deviation of a random move that raises the loss by RISE.
+        """Returns r*: the standard deviation of a random move that changes the loss by RISE.
 
         All weights move, since a run selects each of them at some time, or those in a mask. Each draw has its own batch
         and direction.
@@ -192,7 +192,8 @@ class _Search:
         samples = [
             everything.select(step) if own.mask is None else own for step, own in zip(steps, selected, strict=True)
         ]
-        radius, queries = _FIRST_RADIUS, torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
+        low, high, radius = 0.0, math.inf, _FIRST_RADIUS
+        queries = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
         for _ in range(_TRIALS):
             rise = 0.0
             for step, base, sample in zip(steps, bases, samples, strict=True):
@@ -204,8 +205,12 @@ class _Search:
                     rise = math.inf
                 else:
                     rise += float(losses[1:].mean() - losses[0]) / _DRAWS
-            radius *= min(max(math.sqrt(RISE / max(rise, 1e-9)), 1.0 / 8.0), 8.0)
+            rise = abs(rise)  # noise can lower the loss of a model that is sure of the wrong answers
+            low, high = (radius, high) if rise < RISE else (low, radius)
+            as_parabola = radius * min(max(math.sqrt(RISE / max(rise, 1e-9)), 1.0 / 8.0), 8.0)
             if RISE / 2.0 < rise < RISE * 2.0:
                 self.forwards += sum(len(base.losses) for base in bases)
-                return radius
-        raise UserError(f"lr: auto found no random move of the weights that raises the loss by {RISE}; set lr")
+                return min(max(as_parabola, low), high)
+            # A loss that bends upwards would make the parabola's radius jump to and fro.
+            radius = math.sqrt(low * high) if low > 0.0 and high < math.inf else as_parabola
+        raise UserError(f"lr: auto found no random move of the weights that changes the loss by {RISE}; set lr")

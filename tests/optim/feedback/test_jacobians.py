@@ -58,7 +58,7 @@ def learned(
     model: nn.Module, closure: Callable[[], Tensor], forwards: int = 40, collectives: Collectives | None = None
 ) -> tuple[dict[str, Tensor], BasePoint]:
     jacobians = Jacobians(ResidualStream(model).layers, forwards)
-    base = BasePoint(model, closure, collectives or Collectives(), Step(0, 0))
+    base = BasePoint(model, closure, collectives or Collectives(), Step(0, 0), 0.0)
     with torch.no_grad():
         with jacobians.watching(model):
             closure()
@@ -153,7 +153,7 @@ def test_nothing_is_kept_of_a_step_that_is_skipped() -> None:
         with jacobians.watching(model):
             model(inputs)
         with pytest.raises(NotFinite):
-            jacobians.learn(BasePoint(model, lambda: model(inputs).mean() * torch.nan, Collectives(), Step(0, 0)))
+            jacobians.learn(BasePoint(model, lambda: model(inputs).mean() * torch.nan, Collectives(), Step(0, 0), 0.0))
     jacobians.forget()
     jacobians.keep()
     assert jacobians.due
