@@ -110,11 +110,11 @@ def test_a_finite_loss_resets_the_count_of_skipped_steps_in_a_row(make: Callable
 
 def test_the_count_in_a_row_survives_a_resume(make: Callable[..., ZerothOrder]) -> None:
     model = layered()
-    optimizer = make(model, max_skipped=2)
+    optimizer = make(model, lr=1e-6, max_skipped=2)
     closure = Spoiled(model, set(range(100)))
     with pytest.warns(RuntimeWarning, match="not all finite"):
         optimizer.step(closure)
-    fresh = make(model, max_skipped=2)
+    fresh = make(model, lr=1e-6, max_skipped=2)
     fresh.load_state_dict(optimizer.state_dict())
     with pytest.raises(NonFiniteLossError):
         fresh.step(closure)

@@ -109,7 +109,7 @@ def test_a_model_that_is_probed_in_place_resumes_to_the_bit(dtype: torch.dtype, 
 
 
 def test_the_state_of_another_prober_is_taken() -> None:
-    optimizer = trained(partial(MeZO, probing="in_place"), layered(), 1)
+    optimizer = trained(partial(MeZO, lr=1e-6, probing="in_place"), layered(), 1)
     resumed = MeZO(layered())
     resumed.load_state_dict(optimizer.state_dict())
     assert isinstance(resumed.prober, Streamed)

@@ -47,7 +47,7 @@ def test_zeroth_order_adam_is_torchs_fed_with_the_estimate(dtype: torch.dtype) -
     shadow = layered(torch.float64)
     for step in range(3):
         twin = ZerothOrder(shadow, lr=1.0, eps=1e-3, seed=1, update=SGD())
-        twin._counts["steps"] = step
+        twin.counts["steps"] = step
         losses: list[float] = []
         closure = regression(model)
 
