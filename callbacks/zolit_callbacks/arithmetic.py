@@ -74,12 +74,13 @@ class StepArithmetic:
     """Measures the floating point operations of a step, divided by those of one plain forward of the same batch.
 
     Steps of a method may differ. The measured steps therefore give the ratio for each forward pass, and the number of
-    forward passes of all steps of the run gives the mean of a step.
+    forward passes of all steps gives the mean of a step.
     """
 
     def __init__(self) -> None:
         self._ratios = 0.0  # sum over the measured steps
         self._forwards = 0  # the same for their forward passes
+        self._of_all = {"forwards": 0, "steps": 0}  # measured or not
         self._undo: list[Callable[[], object]] = []
 
     @property
@@ -113,7 +114,11 @@ class StepArithmetic:
         ]
 
     def end(self, report: StepReport) -> None:
-        """Keeps the result. Called after the step with its report."""
+        """Keeps the result, if the step was measured. Called after every step with its report."""
+        self._of_all["forwards"] += report.forward_passes
+        self._of_all["steps"] += 1
+        if not self.is_measuring:
+            return
         self.abandon()
         if self._plain:  # 0 if torch has no formula for any product of the model, as for some quantised layers
             self._ratios += self._counter.flops / self._plain
@@ -124,19 +129,20 @@ class StepArithmetic:
         while self._undo:
             self._undo.pop()()
 
-    def step_over_forward(self, forward_passes: int, steps: int) -> float | None:
-        """Returns the mean over the steps of a run; None if no step with a forward pass was measured.
+    @property
+    def step_over_forward(self) -> float | None:
+        """The mean over the steps of a run; None if no step with a forward pass was measured.
 
-        Args:
-            forward_passes: Number of forward passes of the run.
-            steps: Number of steps of the run.
+        Forwards outside of the steps, with which ``lr: auto`` chooses a rate, do not count.
         """
-        return self._ratios / self._forwards * forward_passes / steps if self._forwards and steps else None
+        if not self._forwards:
+            return None
+        return self._ratios / self._forwards * self._of_all["forwards"] / self._of_all["steps"]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums over the steps that were measured so far."""
-        return {"ratios": self._ratios, "forwards": self._forwards}
+        return {"ratios": self._ratios, "forwards": self._forwards, "of_all": dict(self._of_all)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
-        self._ratios, self._forwards = state["ratios"], state["forwards"]
+        self._ratios, self._forwards, self._of_all = state["ratios"], state["forwards"], dict(state["of_all"])

@@ -110,8 +110,7 @@ class RunSummary(pl.Callback):
             self._step_seconds.append(seconds)
             self._ratios.append(seconds / self._forwards_seconds)
         report: StepReport = cast("dict[str, Any]", outputs)["zo"]
-        if self._arithmetic.is_measuring:
-            self._arithmetic.end(report)
+        self._arithmetic.end(report)
         self._totals = {
             "forward_passes": report.total_forward_passes,
             "backward_passes": report.total_backward_passes,
@@ -142,7 +141,6 @@ class RunSummary(pl.Callback):
         metric = deciding_metric(trainer)
         watched = checkpoint is not None and checkpoint.monitor == f"val/{metric}"
         best = checkpoint.best_model_score if checkpoint and watched else None
-        steps = self._steps_of(trainer)
         return {
             "method": type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
             "metric": metric,
@@ -150,11 +148,11 @@ class RunSummary(pl.Callback):
             f"{metric}_after": self._after.get(f"val/{metric}"),
             "loss_before": self._before.get("val/loss"),
             "loss_after": self._after.get("val/loss"),
-            "steps": steps,
+            "steps": self._steps_of(trainer),
             **self._totals,
             "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
             "step_over_two_forwards": statistics.median(self._ratios) if self._ratios else None,
-            "step_flops_over_forward": self._arithmetic.step_over_forward(self._totals["forward_passes"], steps),
+            "step_flops_over_forward": self._arithmetic.step_over_forward,
             "fit_seconds": self._seconds,
             "peak_memory_bytes": peak,
             "step_memory_over_inference": None if profiler is None else profiler.step_over_inference,

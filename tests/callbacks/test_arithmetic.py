@@ -40,7 +40,7 @@ def of_a_step(model: nn.Module, method: str, **options: Any) -> float | None:
         arithmetic.begin(optimizer, losses)
         optimizer.step(losses)
         arithmetic.end(optimizer.last_step)
-    return arithmetic.step_over_forward(optimizer.last_step.total_forward_passes, 3)
+    return arithmetic.step_over_forward
 
 
 @pytest.mark.parametrize(("directions", "expected"), [(1, 2.0), (4, 8.0)])
@@ -73,12 +73,11 @@ def test_steps_that_differ_are_averaged_by_their_forwards() -> None:
         if index in (1, 3):
             arithmetic.begin(optimizer, losses)
         optimizer.step(losses)
-        if arithmetic.is_measuring:
-            arithmetic.end(optimizer.last_step)
+        arithmetic.end(optimizer.last_step)
     assert optimizer.last_step is not None
     forwards = optimizer.last_step.total_forward_passes
     assert forwards > 12
-    assert arithmetic.step_over_forward(forwards, 6) == pytest.approx(forwards / 6)
+    assert arithmetic.step_over_forward == pytest.approx(forwards / 6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -93,9 +92,8 @@ def test_counting_changes_no_bit(name: str) -> None:
                 if counts and index % 2:
                     arithmetic.begin(optimizer, losses)
                 optimizer.step(losses)
-                if arithmetic.is_measuring:
-                    assert optimizer.last_step is not None
-                    arithmetic.end(optimizer.last_step)
+                assert optimizer.last_step is not None
+                arithmetic.end(optimizer.last_step)
         weights.append(weights_of(model))
     assert same(*weights)
 
@@ -138,7 +136,7 @@ def test_a_failed_step_ends_the_count() -> None:
     arithmetic.abandon()
     assert _get_current_dispatch_mode() is None
     optimizer.step(lambda: model(INPUTS).sum(1))
-    assert arithmetic.step_over_forward(4, 2) is None
+    assert arithmetic.step_over_forward is None
 
 
 SHORT = ("--trainer.max_steps=9", "--trainer.val_check_interval=9")

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import nn
 from torch.optim.lr_scheduler import LinearLR, SequentialLR, StepLR
 
+import zolit as package
 from tests.conftest import Fit, summary
 from zolit.training.rate import MakeScheduler, sum_of_squared_factors
+from zolit.training.restoring import take_new_rate
 
 AUTO = ("--model.optimizer.lr=auto", "--trainer.val_check_interval=50")
 ONE_BATCH = ("--trainer.limit_train_batches=1", "--trainer.log_every_n_steps=1")
@@ -38,6 +41,7 @@ def test_the_choice_is_said_in_one_line_counted_and_resumed(
     assert f"chose {rate:.2g} for 50 steps" in said[0]
     assert summary(tmp_path)["forward_passes"] == cli.model.zo.counts["forwards"] > 100
     caplog.clear()
+    assert summary(tmp_path)["step_flops_over_forward"] <= 2.0  # the forwards of the choice are not those of a step
     checkpoint = cli.trainer.checkpoint_callback.last_model_path
     again = zolit("fit", *AUTO, "--trainer.max_steps=60", f"--ckpt_path={checkpoint}")
     assert again.model.zo.param_groups[0]["lr"] == rate
@@ -52,6 +56,25 @@ def test_a_schedule_begins_at_the_chosen_rate(zolit: Fit) -> None:
     (base,) = scheduler.base_lrs
     assert 1e-5 < base < 1e-2
     assert cli.model.zo.param_groups[0]["lr"] == pytest.approx(base * (1 - 5 / 50))
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_schedule_goes_on_after_a_resume(zolit: Fit, tmp_path: Path) -> None:
+    run = ("fit", *AUTO, *LINEAR, *ONE_BATCH, "--trainer.max_steps=8")
+    saved = (
+        "ModelCheckpoint",
+        f"dirpath={tmp_path / 'saved'}",
+        "every_n_train_steps=4",
+        "save_top_k=-1",
+        "filename={step}",
+    )
+    whole = zolit(*run, f"--trainer.callbacks+={saved[0]}", *(f"--trainer.callbacks.{option}" for option in saved[1:]))
+    resumed = zolit(*run, f"--ckpt_path={tmp_path / 'saved' / 'step=4.ckpt'}")
+    rates = [cli.model.zo.param_groups[0]["lr"] for cli in (resumed, whole)]
+    assert 0.0 < rates[0] == rates[1] < 1e-2
+    for own, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +112,14 @@ def test_bf16_chooses_nearly_the_same(zolit: Fit) -> None:
     ]
     assert rates == pytest.approx([rates[0]] * 3, rel=0.3)
     assert torch.tensor(rates).isfinite().all()
+
+
+@pytest.mark.parametrize("is_scheduled", [False, True])
+@pytest.mark.filterwarnings("ignore:model.optimizer.lr. the schedule of the checkpoint goes on")
+def test_a_checkpoint_of_the_start_has_no_rate_yet(is_scheduled: bool) -> None:
+    """Its schedule goes on from a factor of 1, which must not be taken for a rate."""
+    begun, resumed = package.MeZO(nn.Linear(2, 1)), package.MeZO(nn.Linear(2, 1), lr=1e-4)
+    resumed.load_state_dict(begun.state_dict())
+    take_new_rate(resumed, is_scheduled)
+    assert resumed.needs_rate == is_scheduled
+    assert resumed.param_groups[0]["lr"] == (1.0 if is_scheduled else 1e-4)

@@ -181,13 +181,15 @@ class _Search:
         All weights move, since a run selects each of them at some time, or those in a mask. Each draw has its own batch
         and direction.
         """
-        optimizer, law, prober = self._optimizer, GaussianPool(), Streamed()
+        optimizer, law, everything = self._optimizer, GaussianPool(), AllBlocks()
         law.bind(optimizer.model, optimizer.weights, optimizer.blocks)
-        prober.bind(optimizer.model, optimizer.weights, optimizer.blocks)
+        everything.bind(optimizer.model, optimizer.weights, optimizer.blocks)
+        prober = optimizer.prober
+        if optimizer.per_example:  # all examples move along one direction here
+            prober = Streamed()
+            prober.bind(optimizer.model, optimizer.weights, optimizer.blocks)
         steps = [Step(self._seed, _PROBES + index) for index in range(_DRAWS)]
         bases = [self._base(step) for step in steps]
-        everything = AllBlocks()
-        everything.bind(optimizer.model, optimizer.weights, optimizer.blocks)
         selected = [optimizer.selection.select(step) for step in steps]
         samples = [
             everything.select(step) if own.mask is None else own for step, own in zip(steps, selected, strict=True)
@@ -200,7 +202,7 @@ class _Search:
                 law.begin_step(step)
                 directions = Directions(sample, law, step, range(1))
                 try:
-                    losses = Evaluation(base, prober, directions, False, False)(radius * queries)
+                    losses = Evaluation(base, prober, directions, False, self._repeats_batch)(radius * queries)
                 except NotFinite:
                     rise = math.inf
                 else:

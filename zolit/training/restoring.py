@@ -56,12 +56,12 @@ def take_new_rate(optimizer: ZerothOrder, is_scheduled: bool) -> None:
     wanted, resumed = optimizer.lr, optimizer.resumed_lr
     if resumed in (None, wanted) or isinstance(wanted, str):  # auto goes on with the rate that the run has
         return
-    optimizer.needs_rate = False
     if is_scheduled:
         rank_zero_warn(
             f"model.optimizer.lr: the schedule of the checkpoint goes on from {resumed}; {wanted} has no effect"
         )
         return
+    optimizer.needs_rate = False
     for group in optimizer.param_groups:
         group["lr"] = wanted
 
