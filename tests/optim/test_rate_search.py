@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import zolit
 from zolit.errors import UserError
-from zolit.optim import SGD, SPSA, Adam, Rate, ZerothOrder, choose_rate
+from zolit.optim import SGD, SPSA, Adam, Gaussian, Rate, ZerothOrder, choose_rate
 from zolit.optim.rate_search import RISE, SHARE
 
 NUMEL = 4096
@@ -63,6 +63,25 @@ def test_noise_that_lowers_the_loss_counts_as_noise_that_raises_it() -> None:
     optimizer, bowl = made()
     rate = choose_rate(optimizer, [lambda: 0.5 * (bowl() - 3.0).square()], 100)
     assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / 3.0 / TRACE), rel=0.1)
+
+
+def test_batches_whose_losses_change_in_opposite_ways_do_not_cancel() -> None:
+    optimizer, bowl = made()
+    rate = choose_rate(optimizer, [bowl, lambda: -bowl()], 100)
+    assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE), rel=0.1)
+
+
+def test_the_directions_are_those_of_the_method() -> None:
+    """A law with directions of four times the length reaches the same change of the loss with a quarter of them."""
+
+    class Long(Gaussian):
+        def draw(self, *args: Any, **options: Any) -> tuple[Tensor, float]:
+            z, factor = super().draw(*args, **options)
+            return z, 4.0 * factor
+
+    bowl = Bowl()
+    rate = choose_rate(ZerothOrder(bowl, lr="auto", perturbation=Long()), [bowl], 100)
+    assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE) / 4.0, rel=0.1)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])

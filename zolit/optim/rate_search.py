@@ -4,7 +4,8 @@ Most of what a zeroth-order step does is noise: each step moves the weights alon
 After N steps the noise alone has moved every weight by about r = η·a·√N, where a² is the mean of Σᵢaᵢ², the squared
 coefficients of a step. Two measurements limit η:
 
-- **The run.** The loss changes by ``RISE`` where all weights move at random by a radius r*. So η·a·√N ≤ r*.
+- **The run.** The loss changes by ``RISE`` where all weights move by r* along directions of the method. So
+  η·a·√N ≤ r*.
 - **A step.** Noise of the curvature tr(H) = 2·``RISE`` / r*² costs a step η²·a²·tr(H) / 2, and the step gains η·g with
   g = Σᵢaᵢ·Δᵢ. So η ≤ ``SHARE``·g / (a²·tr(H)). This decides in short runs.
 
@@ -22,12 +23,11 @@ import torch
 
 from zolit.errors import UserError, require
 from zolit.optim.base_point import BasePoint, Closure, NotFinite
+from zolit.optim.blocks import BlockSample
 from zolit.optim.estimators.base import Estimate
 from zolit.optim.evaluation import Evaluation
 from zolit.optim.optimizer import ZerothOrder
 from zolit.optim.perturbation.directions import Directions
-from zolit.optim.perturbation.gaussian_pool import GaussianPool
-from zolit.optim.probing.streamed.prober import Streamed
 from zolit.optim.randomness import Step, key_of
 from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.signals import deferred_signals
@@ -160,54 +160,56 @@ class _Search:
     def _estimate(self, step: Step) -> tuple[Estimate, float]:
         """Returns the estimate of a step, and the mean square of the corrections with which weights would move."""
         optimizer, base = self._optimizer, self._base(step)
-        optimizer.selection.prepare(base)
-        optimizer.perturbation.prepare(base)
-        sample = optimizer.selection.select(step)
-        optimizer.perturbation.begin_step(step)
-        ids: Sequence[int] = range(optimizer.estimator.num_directions)
-        if optimizer.per_example:
-            ids = self._examples[step.index % len(self._closures)] if self._examples else ()
-        directions = Directions(sample, optimizer.perturbation, step, ids)
-        directions.prefetch()
-        evaluation = Evaluation(base, optimizer.prober, directions, optimizer.per_example, self._repeats_batch)
-        estimate = optimizer.estimator.estimate(evaluation, optimizer.eps)
+        sample = self._begin(step, base)
+        estimate = optimizer.estimator.estimate(self._evaluation(base, sample, step), optimizer.eps)
         self.forwards += len(base.losses)
         sizes = torch.tensor([block.numel for block in sample.blocks], dtype=torch.float64) * sample.chosen
         return estimate, float((sizes * sample.corrections.square()).sum() / sizes.sum().clamp(min=1.0))
 
-    def radius(self) -> float:
-        """Returns r*: the standard deviation of a random move that changes the loss by RISE.
+    def _begin(self, step: Step, base: BasePoint) -> BlockSample:
+        """Begins a step as the optimizer does."""
+        optimizer = self._optimizer
+        optimizer.selection.prepare(base)
+        optimizer.perturbation.prepare(base)
+        sample = optimizer.selection.select(step)
+        optimizer.perturbation.begin_step(step)
+        return sample
 
-        All weights move, since a run selects each of them at some time, or those in a mask. Each draw has its own batch
-        and direction.
+    def _evaluation(self, base: BasePoint, sample: BlockSample, step: Step, count: int | None = None) -> Evaluation:
+        """Returns the evaluation along the directions of a step; ``count`` replaces their number."""
+        optimizer = self._optimizer
+        ids: Sequence[int] = range(optimizer.estimator.num_directions if count is None else count)
+        if optimizer.per_example:
+            ids = self._examples[step.index % len(self._closures)] if self._examples else ()
+        directions = Directions(sample, optimizer.perturbation, step, ids)
+        directions.prefetch()
+        return Evaluation(base, optimizer.prober, directions, optimizer.per_example, self._repeats_batch)
+
+    def radius(self) -> float:
+        """Returns r*: the length of a move along the directions of the method that changes the loss by RISE.
+
+        It is in units of a direction, as the rate times a coefficient is. All weights move, since a run selects each of
+        them at some time, or those in a mask. Each draw has its own batch. With per-example directions, each example
+        moves along its own, in which its loss bends most.
         """
-        optimizer, law, everything = self._optimizer, GaussianPool(), AllBlocks()
-        law.bind(optimizer.model, optimizer.weights, optimizer.blocks)
+        optimizer, everything = self._optimizer, AllBlocks()
         everything.bind(optimizer.model, optimizer.weights, optimizer.blocks)
-        prober = optimizer.prober
-        if optimizer.per_example:  # all examples move along one direction here
-            prober = Streamed()
-            prober.bind(optimizer.model, optimizer.weights, optimizer.blocks)
         steps = [Step(self._seed, _PROBES + index) for index in range(_DRAWS)]
         bases = [self._base(step) for step in steps]
-        selected = [optimizer.selection.select(step) for step in steps]
-        samples = [
-            everything.select(step) if own.mask is None else own for step, own in zip(steps, selected, strict=True)
-        ]
         low, high, radius = 0.0, math.inf, _FIRST_RADIUS
         queries = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
         for _ in range(_TRIALS):
             rise = 0.0
-            for step, base, sample in zip(steps, bases, samples, strict=True):
-                law.begin_step(step)
-                directions = Directions(sample, law, step, range(1))
+            for step, base in zip(steps, bases, strict=True):
                 try:
-                    losses = Evaluation(base, prober, directions, False, self._repeats_batch)(radius * queries)
+                    own = self._begin(step, base)
+                    sample = everything.select(step) if own.mask is None else own
+                    losses = self._evaluation(base, sample, step, 1)(radius * queries)
                 except NotFinite:
                     rise = math.inf
                 else:
-                    rise += float(losses[1:].mean() - losses[0]) / _DRAWS
-            rise = abs(rise)  # noise can lower the loss of a model that is sure of the wrong answers
+                    # Noise can lower the loss of a model that is sure of the wrong answers. This counts as a rise does.
+                    rise += float((losses[1:].mean(0) - losses[0]).abs().mean()) / _DRAWS
             low, high = (radius, high) if rise < RISE else (low, radius)
             as_parabola = radius * min(max(math.sqrt(RISE / max(rise, 1e-9)), 1.0 / 8.0), 8.0)
             if RISE / 2.0 < rise < RISE * 2.0:

@@ -51,7 +51,7 @@ METHODS: dict[str, Entry] = {
     "MeZO": entry(zolit.MeZO),
     "FirstOrder, AdamW": entry(zolit.FirstOrder, 1e-5, 3e-5, 1e-4, 3e-4),
     "FirstOrder, frugal": entry(
-        zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, rule="factored", keep_gradients=False, recompute=True
+        zolit.FirstOrder, 3e-5, 1e-4, 3e-4, 1e-3, rule="factored", keep_gradients=False, recompute=True
     ),
     "LinearProbe": Entry(probe, (0.03, 0.3, 3.0, 30.0)),
     "DirectFeedback": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4),

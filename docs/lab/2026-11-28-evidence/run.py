@@ -53,23 +53,23 @@ class Training:
     Args:
         problem: The problem.
         made: The method.
-        lr: The rate; ``auto`` is chosen before the first step.
+        rate: The rate, or the penalty of a linear probe. With ``auto``, only ``choose_rate`` is called.
         seed: Seed of directions and of the order of batches.
         units: Length of the run, in forwards of 16 examples.
     """
 
-    def __init__(self, problem: Problem, made: Entry, lr: Any, seed: int, units: float) -> None:
-        self.problem, self.entry, self.seed = problem, made, seed
+    def __init__(self, problem: Problem, made: Entry, rate: Any, seed: int, units: float) -> None:
+        self.problem, self.entry, self.rate, self.seed = problem, made, rate, seed
         self.total = units
         self.used, self.seconds = 0.0, 0.0
         self.diverged = False
         self.language = problem.language(made.lora, seed)
         tell_words(self.language.model, problem.data.label_tokens)
-        self.optimizer = made.make(self.language.model, lr, seed)
+        self.optimizer = made.make(self.language.model, rate, seed)
         self.language.keeps_logits_whole = self.optimizer.per_example
         self._batches = problem.batches(seed, made.batch)
         self.steps = 0
-        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self._lr = float(self.optimizer.param_groups[0]["lr"])
 
     def choose_rate(self) -> float:
         """Returns the rate that ``lr: auto`` chooses for this run. Its forwards are not counted."""
@@ -111,7 +111,7 @@ class Training:
         while self.used < share * self.total and not self.diverged:
             batch = next(self._batches)
             self._look(batch)
-            self.optimizer.param_groups[0]["lr"] = self.lr * max(1.0 - self.used / self.total, 0.0)
+            self.optimizer.param_groups[0]["lr"] = self._lr * max(1.0 - self.used / self.total, 0.0)
             closure, ids = self.closure(batch)
             answers = self.problem.objective.answers(self.language, batch) if self.optimizer.needs_answers else None
             begin = time.perf_counter()
@@ -171,11 +171,11 @@ class Study:
         best.train(1.0)
         for result in (chosen, self._result(label, best, 1.0)):
             self._write_result(*result)
-        lr = best.lr
+        rate = best.rate
         del best
         for seed in SEEDS[1:]:
             gc.collect()
-            run = Training(self.problem, made, lr, seed, self.units)
+            run = Training(self.problem, made, rate, seed, self.units)
             for share in (THIRD, 1.0):
                 run.train(share)
                 self._write_result(*self._result(label, run, share))
@@ -193,7 +193,7 @@ class Study:
         return [runs[i] for i in sorted(range(len(runs)), key=losses.__getitem__)[: len(runs) // 2]]
 
     def _names(self, label: str, run: Training) -> tuple[Any, ...]:
-        return self.name, label, f"{run.lr:.3g}", run.seed
+        return self.name, label, f"{run.rate:.3g}", run.seed
 
     def _result(self, label: str, run: Training, share: float) -> tuple[list[Any], list[Any]]:
         """Evaluates the test set; returns a row of results, and one of the single examples."""
