@@ -124,8 +124,8 @@ class Training:
             self.seconds += time.perf_counter() - begin
             self.steps += 1
             self.used += counter.flops / self.problem.unit
-            if counter.flops == 0:  # a linear probe that has seen all examples
-                self.used = self.total
+            if not self.diverged and self.optimizer.last_step.forward_passes == 0:
+                self.used = self.total  # a linear probe that has seen all examples changes no more
 
 
 def measure_unit(problem: Problem) -> None:
