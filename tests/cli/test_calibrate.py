@@ -106,6 +106,7 @@ REFUSED = [
     (("--forwards=3",), "forwards: two batches take 4 forwards, so 3 are too few"),
     (("--data.batch_size=1000",), "the training data is one batch, and a second one must test the fit"),
     (("--data.batch_size=10000",), "train examples, fewer than"),
+    (("--output=",), "output: name the file to write, as in --output jacobians.safetensors"),
     (("--output=zolit",), "output: zolit is a folder; name a file"),
     (("--output=x", "--data.train_file=none.jsonl"), "none.jsonl"),
     (("--forwards=many",), "forwards"),

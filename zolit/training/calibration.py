@@ -68,7 +68,9 @@ class CalibratingTrainer(Trainer):
 
     measured: Measured
 
-    def calibrate(self, model: CalibratedModule, datamodule: PromptedData, output: str, forwards: int = 64) -> None:
+    def calibrate(
+        self, model: CalibratedModule, datamodule: PromptedData, output: str = "", forwards: int = 64
+    ) -> None:
         """Measures the mean Jacobians of a base model once, and writes them to a file for zolit.DirectFeedback.
 
         Args:
@@ -83,6 +85,7 @@ class CalibratingTrainer(Trainer):
         """
         require(self.world_size == 1, "trainer.devices: one process measures the Jacobians; set it to 1")
         require(forwards >= 4, f"forwards: two batches take 4 forwards, so {forwards} are too few")
+        require(bool(output), "output: name the file to write, as in --output jacobians.safetensors")
         require(not Path(output).is_dir(), f"output: {output} is a folder; name a file")
         datamodule.prepare_data()
         datamodule.setup("fit")
