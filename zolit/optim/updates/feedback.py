@@ -14,6 +14,7 @@ from zolit.errors import require
 from zolit.optim.base_point import BasePoint, TailGradients
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.collectives import Collectives
+from zolit.optim.feedback.head import HeadProbes
 from zolit.optim.feedback.jacobians import Jacobians
 from zolit.optim.feedback.saved import read_jacobians
 from zolit.optim.feedback.stream import ResidualStream, watched_inputs
@@ -30,10 +31,11 @@ _ALL_COLUMNS = 1 << 30
 class Feedback(Update):
     """Applies Adam to S_W = Σ δ xᵀ of each matrix W that writes into the residual stream; x is the input of W.
 
-    δ at the last hidden state is exact: autograd runs through the final norm, the head and the loss, and no further. It
-    is carried down by δ_l = (I + A_l)ᵀ δ_{l+1}, where A_l is the mean Jacobian of what layer l adds (``Jacobians``).
-    All writers of a layer take δ at the output of the layer, through the norms that lie between. The sum is over the
-    tokens where δ is not zero. The method is of this project.
+    δ at the last hidden state is exact: autograd runs through the final norm, the head and the loss, and no further.
+    Without a gradient, probes of these three estimate it (``HeadProbes``). It is carried down by
+    δ_l = (I + A_l)ᵀ δ_{l+1}, where A_l is the mean Jacobian of what layer l adds (``Jacobians``). All writers of a
+    layer take δ at the output of the layer, through the norms that lie between. The sum is over the tokens where δ is
+    not zero. The method is of this project.
 
     The first step makes one forward more, to find the writers, and the forwards with noise of ``Jacobians``, unless a
     file has the Jacobians. Later steps make one forward. If the loss looks at more tokens than in the steps before, a
@@ -46,12 +48,14 @@ class Feedback(Update):
         head: Whether the weights after the last layer are trained too, by their exact gradients.
         jacobians: A file of ``zolit calibrate``, whose Jacobians are taken in place of a calibration. It is read in the
             first step, and not in a resumed run, whose state has the Jacobians.
+        head_probes: Number of pairs of moves of the last hidden state in a step, if the losses have no gradient.
 
     Raises:
         UserError: If a number is out of its range, or the model has no list of layers.
     """
 
     uses_estimate = False
+    needs_row_losses = True
 
     def __init__(
         self,
@@ -60,13 +64,16 @@ class Feedback(Update):
         calibration: int = 16,
         head: bool = False,
         jacobians: str | None = None,
+        head_probes: int = 64,
     ) -> None:
         require(layers is None or layers >= 1, f"layers: at least 1 layer is trained, not {layers}")
+        require(head_probes >= 1, f"head_probes: at least 1 pair of moves is needed, not {head_probes}")
         require(calibration >= 0, f"calibration: the number of forwards must be at least 0, not {calibration}")
         self._adam = adam
         self._num_layers = layers
         self._calibration = calibration if jacobians is None else 0
         self._file = jacobians
+        self._pairs = head_probes
         self._head = head
         self._columns = 1
         self._writers: list[Writer] | None = None
@@ -80,6 +87,7 @@ class Feedback(Update):
         """Finds the layers; see ``Stage.bind``."""
         self._model = model
         self._stream = ResidualStream(model)
+        self._probes = HeadProbes(self._stream, self._pairs)
         layers = self._stream.layers
         trained = -(-2 * len(layers) // 3) if self._num_layers is None else self._num_layers
         require(trained <= len(layers), f"layers: the model has {len(layers)} layers, so {trained} cannot be trained")
@@ -152,7 +160,8 @@ class Feedback(Update):
             contexts.enter_context(watched_inputs({n: self._model.get_submodule(n) for n in names}, on_input))
             if self._jacobians.due:
                 contexts.enter_context(self._jacobians.watching(self._model))
-            return base.tail_gradients(self._stream.tail(), self._outside, kept)
+            made = base.tail_loss(self._stream.tail(), self._outside)
+        return base.tail_gradients(made, self._outside, kept, lambda made: self._probes.deltas(base, made))
 
     def _columns_of(self, tail: TailGradients, collectives: Collectives) -> int:
         """Returns how many columns to keep so that δ is zero in all others, on all ranks, with some to spare."""
@@ -168,6 +177,7 @@ class Feedback(Update):
     def rollback(self) -> None:
         """Drops what ``prepare`` computed; see ``Update.rollback``."""
         self._inputs, self._deltas, self._tail = {}, {}, {}
+        self._stream.forget()
         self._jacobians.forget()
 
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
