@@ -159,11 +159,6 @@ class ZerothOrder(torch.optim.Optimizer):
         """Whether ``step`` must be told the correct answers of the batch."""
         return self.update.needs_answers
 
-    @property
-    def needs_row_losses(self) -> bool:
-        """Whether a closure whose losses have no gradient must return one loss for each row of a single forward."""
-        return self.update.needs_row_losses
-
     @torch.no_grad()
     def step(  # type: ignore[override]  # torch's closure is optional
         self,

@@ -218,7 +218,7 @@ class ZerothOrderModule(SignalSafeModule):
         """Returns the closure of a step on a batch. If its losses are those of rows, also returns their ids."""
         parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
         zo = self.zo
-        if not (zo.per_example or (zo.needs_row_losses and not self._objective.has_gradient)):
+        if not (zo.per_example or (zo.update.needs_row_losses and not self._objective.has_gradient)):
             return lambda: self._losses(parts, zo.batch_repeats), None
         rows = self._objective.example_of_row(batch, zo.collectives)
         return lambda: self._losses(parts)[rows], batch.indices[rows].tolist()
