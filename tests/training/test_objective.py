@@ -167,7 +167,7 @@ def test_per_example_directions_of_generated_answers_are_refused(zolit: Fit, tmp
     options += ["--data.train_examples=24", "--data.validation_examples=24", "--model.objective=metric"]
     options += ["--config=configs/method/per-example.yaml", "--trainer.max_steps=1", "--trainer.val_check_interval=1"]
     options += ["--trainer.log_every_n_steps=1"]
-    with pytest.raises(UserError, match=r"per-example directions need one forward"):
+    with pytest.raises(UserError, match=r"this method needs one forward"):
         zolit("fit", "--model.name_or_path=zolit/quickstart/model", *options, config="configs/task/squad.yaml")
 
 

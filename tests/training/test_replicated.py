@@ -124,7 +124,7 @@ def test_different_numbers_of_answers_are_refused_on_all_ranks(tmp_path: Path) -
     options += [f"--data.{split}_examples=24" for split in ("train", "validation")]
     done = start(tmp_path / "two", 2, 1, *options, "--model.objective=metric", "--data.batch_size=1")
     assert done.returncode != 0
-    assert "UserError: model.optimizer: per-example directions need one forward with equally many rows" in done.stderr
+    assert "UserError: model.optimizer: this method needs one forward with equally many rows" in done.stderr
     assert "RuntimeError" not in done.stderr
 
 

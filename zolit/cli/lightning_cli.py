@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import zolit_callbacks
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -39,9 +39,15 @@ class ZolitCLI(LightningCLI):
 
     Attributes:
         failure: Why a fit learned nothing; None if it may have learned, and for all other subcommands.
+        module_class: Class of the module.
+        of_trainer: Class of the trainer.
+        claims_folder: Whether a run has a folder, in which its options are saved.
     """
 
     failure: str | None = None
+    module_class: ClassVar[type[ZerothOrderModule]] = ZerothOrderModule
+    of_trainer: ClassVar[type[Trainer]] = Trainer
+    claims_folder: ClassVar[bool] = True
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -138,7 +144,7 @@ class ZolitCLI(LightningCLI):
         if type(trainer.strategy) is DDPStrategy and self.config[self.subcommand].trainer.strategy in ("auto", "ddp"):
             # DDP, Lightning's choice for several devices, would allocate gradient buckets.
             trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks, strategy=ReplicatedStrategy())
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.claims_folder:
             claim(trainer)
         return trainer
 
@@ -193,12 +199,13 @@ class ZolitCLI(LightningCLI):
         cast("Any", self.trainer).callbacks[:0] = [self._summary, self._health]
 
 
-def run(args: list[str] | None = None) -> ZolitCLI:
+def run(args: list[str] | None = None, cli: type[ZolitCLI] = ZolitCLI) -> ZolitCLI:
     """Imports the files of ``--code``, parses the other arguments, and runs the subcommand.
 
     Args:
         args: The arguments; None for ``sys.argv[1:]``. Neither is changed, since processes of a distributed run start
             with the same ``sys.argv``.
+        cli: The subcommands.
     """
     files, options = split_code(sys.argv[1:] if args is None else args)
     if options[:1] == ["fit"]:
@@ -207,17 +214,20 @@ def run(args: list[str] | None = None) -> ZolitCLI:
     import_code(files)
     restrict_imports(OWN_MODULES)
     ZolitParser.command_line = [*options[:1], *(f"{OPTION}={file}" for file in files), *options[1:]]
-    return ZolitCLI(
-        ZerothOrderModule,
+    return cli(
+        cli.module_class,
         PromptedData,
+        save_config_callback=SaveConfigCallback if cli.claims_folder else None,
+        trainer_class=cli.of_trainer,
         args=options,
         parser_class=ZolitParser,
         parser_kwargs={
             "prog": "zolit",
             "description": "Fine-tune language models with forward passes alone. Methods: zolit methods. "
             "Time and memory of a step on this machine: zolit bench --help. "
+            "Jacobians of a model for DirectFeedback: zolit calibrate --help. "
             f"{OPTION} FILE.py: {HELP}",
-            **{subcommand: {"epilog": f"{OPTION} FILE.py: {HELP}"} for subcommand in ZolitCLI.subcommands()},
+            **{subcommand: {"epilog": f"{OPTION} FILE.py: {HELP}"} for subcommand in cli.subcommands()},
         },
         auto_configure_optimizers=False,
         seed_everything_default=0,

@@ -10,7 +10,7 @@ import warnings
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from zolit.cli import export, methods
+from zolit.cli import calibrate, export, methods
 from zolit.cli.allocator import tune_malloc
 from zolit.cli.bench import command as bench
 from zolit.cli.endings import name_of, print_line, stoppable
@@ -63,6 +63,8 @@ def _dispatch(args: list[str]) -> None:
     match args:
         case ["bench", *options]:
             bench.run(options)
+        case ["calibrate", *_]:
+            calibrate.run()
         case ["methods", *_]:
             methods.run()
         case ["export", *options]:

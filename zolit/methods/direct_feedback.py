@@ -15,10 +15,11 @@ class DirectFeedback(MethodBase):
     """Trains what writes into the residual stream of the last layers, with one forward and no backward pass through it.
 
     δ = ∂loss/∂h_L at the last hidden state h_L is exact: autograd runs through the final norm, the head and the loss
-    alone. δ_l = (I + A_l)ᵀ δ_{l+1} carries it down, where A_l is the mean Jacobian of what layer l adds. Forwards with
-    noise in the hidden states measure all A_l before the first step. Each matrix W whose product is added to the
-    residual stream then moves by Adam along Σ δ xᵀ, where x is its input. The result is biased: it takes the mean
-    Jacobian of all tokens for that of each token.
+    alone. Where the loss has no gradient, probes of these three alone estimate δ. δ_l = (I + A_l)ᵀ δ_{l+1} carries it
+    down, where A_l is the mean Jacobian of what layer l adds. Forwards with noise in the hidden states measure all A_l:
+    in the first step, or once for a model (``zolit calibrate``). Each matrix W whose product is added to the residual
+    stream then moves by Adam along Σ δ xᵀ, where x is its input. The result is biased: it takes the mean Jacobian of
+    all tokens for that of each token.
 
     The method is of this project. ``docs/methods/direct-feedback.md`` has the derivation, the measurements and the
     relatives, such as direct feedback alignment (Nøkland, arXiv 1609.01596).
@@ -29,16 +30,20 @@ class DirectFeedback(MethodBase):
         layers: How many layers, counted from the last, are trained. None is two thirds of all layers.
         calibration: Number of forwards with noise in the first step, from which the Jacobians are learned. 0 takes all
             layers for the identity.
+        jacobians: A file that ``zolit calibrate`` has written for the base model. Its Jacobians are taken, and the
+            first step makes no forwards with noise. null learns them in the first step.
         head: Train the weights after the last layer too (final norm, head), by their exact gradients.
+        head_probes: For losses without a gradient (``model.objective metric``): number of pairs of random moves of the
+            last hidden state in a step. Each move computes final norm, head and loss again, and no layer.
     """
 
     about: ClassVar = About(
         paper="of this project, after direct feedback alignment, arXiv 1609.01596",
         stages="no probes, Adam on gradients that learned mean Jacobians carry down",
-        forwards="1; 18 in the first step",
+        forwards="1; 18 in the first step, or 2 with a file of Jacobians",
         forwards_by_default=1,
         memory="d² numbers per layer, eight bytes per weight that is trained, inputs at the tokens of the loss",
-        when="few forwards must do, the loss has a gradient, and a backward pass does not fit into memory",
+        when="few forwards must do, and a backward pass does not fit into memory",
         page="direct-feedback.md",
     )
 
@@ -50,7 +55,9 @@ class DirectFeedback(MethodBase):
         betas: tuple[float, float] = (0.9, 0.99),
         layers: int | None = None,
         calibration: int = 16,
+        jacobians: str | None = None,
         head: bool = False,
+        head_probes: int = 64,
         weight_decay: float = 0.0,
         update_rounding: Rounding = "stochastic",
         **shared: Any,
@@ -64,6 +71,6 @@ class DirectFeedback(MethodBase):
             perturbation=None,
             prober=Streamed(),
             estimator=NoProbes(),
-            update=Feedback(adam, layers, calibration, head),
+            update=Feedback(adam, layers, calibration, head, jacobians, head_probes),
             **shared,
         )

@@ -54,6 +54,19 @@ def mean_losses(closure: Closure, copies: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class TailLoss:
+    """A forward whose graph begins at the last hidden state.
+
+    Attributes:
+        losses: What the closure returned, float32.
+        states: h_L of each call of the model.
+    """
+
+    losses: Tensor
+    states: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class TailGradients:
     """The gradients of a forward whose graph begins at the last hidden state.
 
@@ -182,35 +195,52 @@ class BasePoint:
         if bad := arrivals.not_finite:
             raise NotFinite(f"the gradient of {bad[0]}", moved=len(bad) < len(weights))
 
-    def tail_gradients(
-        self, tail: AbstractContextManager[list[Tensor]], weights: Sequence[Weight], columns: int
-    ) -> TailGradients:
+    def tail_loss(self, tail: AbstractContextManager[list[Tensor]], weights: Sequence[Weight]) -> TailLoss:
         """Evaluates the batch at θ by one forward whose last part alone has a graph. Called in ``Stage.prepare``.
 
         Args:
             tail: A context that detaches the last hidden state of each call of the model, and enables gradients from
                 there on. It yields these states.
             weights: The weights of the last part to differentiate by.
+        """
+        with torch.no_grad(), _requires_grad_only(self.model, weights):
+            torch.clear_autocast_cache()
+            with tail as states:
+                losses = self.closure().float()
+        torch.clear_autocast_cache()
+        return TailLoss(losses, states)
+
+    def tail_gradients(
+        self, made: TailLoss, weights: Sequence[Weight], columns: int, probed: Callable[[TailLoss], list[Tensor]]
+    ) -> TailGradients:
+        """Differentiates the mean loss by the last hidden state. Called after ``tail_loss``, with the same weights.
+
+        Args:
+            made: What ``tail_loss`` returned.
+            weights: See ``tail_loss``.
             columns: Number of columns (tokens) at the end of the rows that the caller has watched.
+            probed: Estimates the gradients by the states, if the losses have none.
 
         Returns:
             The gradients by the states and the weights.
 
         Raises:
             NotFinite: If the loss or a gradient is NaN or infinite.
-            UserError: If the loss has no gradient by the last hidden state.
+            UserError: If the losses have no gradient, and weights are to be differentiated by.
         """
-        with torch.no_grad(), _requires_grad_only(self.model, weights):
-            torch.clear_autocast_cache()
-            with tail as states:
-                loss = self.closure().float().mean()
+        states = made.states
+        with torch.enable_grad():
+            loss = made.losses.mean()
+        if loss.requires_grad:
+            with _requires_grad_only(self.model, weights):  # pieces of texts are computed again
+                found = torch.autograd.grad(loss, [*states, *(w.parameter for w in weights)], allow_unused=True)
+        else:
             require(
-                loss.requires_grad,
-                "model.optimizer: DirectFeedback needs a loss with a gradient by the last hidden state, which scores "
-                "of answers (model.objective metric) do not have; use another objective, or a zeroth-order method",
+                not weights,
+                "model.optimizer: DirectFeedback trains final norm and head by their exact gradients, which this loss "
+                "(model.objective metric) does not have; set its option head to false",
             )
-            found = torch.autograd.grad(loss, [*states, *(w.parameter for w in weights)], allow_unused=True)
-        torch.clear_autocast_cache()
+            found = tuple(probed(made))
         deltas = [torch.zeros_like(s) if own is None else own for s, own in zip(states, found, strict=False)]
         of_weights = {
             weight: self.collectives.all_mean(own.contiguous())

@@ -215,10 +215,10 @@ class ZerothOrderModule(SignalSafeModule):
         return torch.cat(losses, dim=1).view(-1)
 
     def _closure_of(self, batch: Batch) -> tuple[Closure, list[int] | None]:
-        """Returns the closure of a step on a batch, and the ids of its rows for per-example directions, else None."""
+        """Returns the closure of a step on a batch. If its losses are those of rows, also returns their ids."""
         parts = list(micro_batches(batch, self._micro_batch_size))  # split once: it reads lengths from the device
         zo = self.zo
-        if not zo.per_example:
+        if not (zo.per_example or (zo.update.needs_row_losses and not self._objective.has_gradient)):
             return lambda: self._losses(parts, zo.batch_repeats), None
         rows = self._objective.example_of_row(batch, zo.collectives)
         return lambda: self._losses(parts)[rows], batch.indices[rows].tolist()

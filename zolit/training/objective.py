@@ -56,6 +56,7 @@ class Objective:
     Attributes:
         generates: Whether the model generates answers rather than chooses them.
         is_likelihood: Whether the losses are made of likelihoods, rather than of scores of answers.
+        has_gradient: Whether the losses of training have a gradient.
 
     Raises:
         UserError: If the kind is ``metric`` and the task has no answers.
@@ -68,6 +69,7 @@ class Objective:
         )
         self.generates = task.generates
         self._metric = kind == "metric"
+        self.has_gradient = not self._metric
         self.is_likelihood = not (self._metric or self.generates)
         self._train_on_likelihood = kind == "lm" or (kind == "task" and task.train_on_likelihood)
         self._task = task
@@ -104,7 +106,7 @@ class Objective:
     def example_of_row(self, batch: Batch, collectives: Collectives) -> Tensor:
         """Returns the example of each row in the forward that ``losses`` makes, shape (rows,), int64.
 
-        Called before a step with per-example directions.
+        Called before a step with per-example directions, and before one that probes the head for each row.
 
         Args:
             batch: The batch of this rank.
@@ -122,8 +124,8 @@ class Objective:
         everywhere = set(collectives.all_gather(torch.tensor([rows])).tolist())
         require(
             0 not in everywhere and len(everywhere) == 1,
-            "model.optimizer: per-example directions need one forward with equally many rows for each example, but "
-            "this task generates answers or has different numbers of answers; set model.objective lm",
+            "model.optimizer: this method needs one forward with equally many rows for each example, but this task "
+            "generates answers or has different numbers of answers; set model.objective lm",
         )
         return batch.prompt_index
 

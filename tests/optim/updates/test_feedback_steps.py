@@ -141,11 +141,17 @@ def scores(model: nn.Module) -> Callable[[], Tensor]:
     return closure
 
 
+def mean_score(model: nn.Module) -> Callable[[], Tensor]:
+    return lambda: scores(model)().mean()
+
+
 REFUSED: list[tuple[str, Callable[[nn.Module], object]]] = [
     ("layers: at least 1 layer", lambda model: DirectFeedback(model, layers=0)),
     ("layers: the model has 2 layers", lambda model: DirectFeedback(model, layers=3)),
     ("calibration: the number of forwards", lambda model: DirectFeedback(model, calibration=-1)),
-    ("a loss with a gradient by the last hidden state", lambda model: DirectFeedback(model).step(scores(model))),
+    ("head_probes: at least 1 pair", lambda model: DirectFeedback(model, head_probes=0)),
+    ("needs the loss of each row", lambda model: DirectFeedback(model).step(mean_score(model))),
+    ("by their exact gradients, which this loss", lambda model: DirectFeedback(model, head=True).step(scores(model))),
     (
         "no trainable matrix in the last 2 layers",
         lambda model: DirectFeedback(LoRA(rank=2).apply(model)).step(word_loss(model)),
@@ -165,7 +171,7 @@ def test_gradients_stay_off_after_a_step() -> None:
     model = build("llama")
     optimizer = DirectFeedback(model)
     with torch.no_grad(), pytest.raises(UserError):
-        optimizer.step(scores(model))
+        optimizer.step(mean_score(model))
     assert torch.is_grad_enabled()
     seen: list[bool] = []
     select = optimizer.selection.select

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ class ResidualStream:
         )
         self.layers = {f"{path}.{index}": layer for index, layer in enumerate(layers)}
         self.rows = torch.Size()
+        self._ends: list[Any] = []
 
     @contextmanager
     def tail(self) -> Iterator[list[Tensor]]:
@@ -57,6 +58,7 @@ class ResidualStream:
         """
         leaves: list[Tensor] = []
         layers = list(self.layers.values())
+        self._ends = []
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.rows = hidden_input(args, kwargs).shape[:-1]
@@ -65,12 +67,61 @@ class ResidualStream:
         def end(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             leaves.append(hidden_output(output).detach().requires_grad_())
             torch.set_grad_enabled(True)
-            return with_hidden_output(output, leaves[-1])
+            self._ends.append(with_hidden_output(output, leaves[-1]))
+            return self._ends[-1]
 
         with ExitStack() as hooks:
             hooks.callback(layers[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
             hooks.callback(layers[-1].register_forward_hook(end).remove)
             yield leaves
+
+    @contextmanager
+    def replayed(self, states: Sequence[Tensor]) -> Iterator[None]:
+        """Runs no layer, for the time of a forward of the batch of ``tail``. Called after it, in the same step.
+
+        The layers pass on the given states as h_L. If a state requires a gradient, all that follows runs with
+        gradients. The caller disables gradients before, and again afterwards.
+
+        Args:
+            states: h_L of each call of the model, of the shapes in the forward within ``tail``.
+
+        Raises:
+            UserError: In the forward, if the model is called more often than in that forward.
+        """
+        layers = list(self.layers.values())
+        calls = iter(zip(self._ends, states, strict=True))
+        output: Any = None
+
+        def begin(*_: Any, **__: Any) -> Any:
+            nonlocal output
+            call = next(calls, None)
+            if call is None:
+                raise UserError("step: the forwards of one batch call the model differently often")
+            torch.set_grad_enabled(False)
+            output = with_hidden_output(*call)
+            return output if len(layers) > 1 else finish()
+
+        def finish(*_: Any, **__: Any) -> Any:
+            torch.set_grad_enabled(hidden_output(output).requires_grad)
+            return output
+
+        with ExitStack() as replaced:
+            for index, layer in enumerate(layers):
+                own = begin if index == 0 else finish if index == len(layers) - 1 else lambda *_, **__: output
+                before = vars(layer).get("forward")
+                layer.__dict__["forward"] = own
+                replaced.callback(_restore_forward, layer, before)
+            yield
+
+    def forget(self) -> None:
+        """Drops the hidden states of the latest ``tail``."""
+        self._ends = []
+
+
+def _restore_forward(layer: nn.Module, forward: object) -> None:
+    del layer.__dict__["forward"]
+    if forward is not None:
+        layer.__dict__["forward"] = forward
 
 
 def hidden_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

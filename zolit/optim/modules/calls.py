@@ -24,6 +24,7 @@ class ModelCalls:
     Args:
         model: The model.
         on_begin: Called with the number of examples when a call begins; None if nobody counts examples.
+        on_end: Called with the output of a call; None if nobody looks at it.
 
     Attributes:
         running: Whether a call is running.
@@ -31,9 +32,15 @@ class ModelCalls:
         tokens: Number of tokens of each example in the latest call: the second length of its first tensor, or 1.
     """
 
-    def __init__(self, model: nn.Module, on_begin: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        on_begin: Callable[[int], None] | None = None,
+        on_end: Callable[[Any], None] | None = None,
+    ) -> None:
         self._model = model
         self._on_begin = on_begin
+        self._on_end = on_end
         self._depth = 0
         self._mask: Tensor | None = None
         self._columns: Tensor | None = None
@@ -72,8 +79,10 @@ class ModelCalls:
         if outermost and self._on_begin is not None:
             self._on_begin(self.examples)
 
-    def _leave(self, *_: object) -> None:
+    def _leave(self, _: nn.Module, __: object, output: Any) -> None:
         self._depth -= 1
+        if self._depth == 0 and self._on_end is not None:
+            self._on_end(output)
 
     def kept(self, activations: Tensor) -> Tensor | None:
         """Returns which rows of activations belong to tokens of the text, and not to padding.

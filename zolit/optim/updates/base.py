@@ -17,6 +17,7 @@ class Update(Stage):
     Attributes:
         uses_estimate: Whether weights move by the gradient estimate. If not, the update has gradients of its own.
         needs_answers: Whether ``step`` must be told the correct answers of the batch.
+        needs_row_losses: Whether a closure whose losses have no gradient must return one for each row of a forward.
         backprop_is_chosen: Whether the selection says which weights are trained by backpropagation.
         reach: The sum of what one estimate adds to the weights over all later steps, in units of the learning rate.
             None if it depends on more than the estimate, as in Adam.
@@ -24,6 +25,7 @@ class Update(Stage):
 
     uses_estimate: bool = True
     needs_answers: bool = False
+    needs_row_losses: bool = False
     backprop_is_chosen: bool = False
     reach: float | None = None
 

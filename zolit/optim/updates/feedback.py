@@ -14,7 +14,9 @@ from zolit.errors import require
 from zolit.optim.base_point import BasePoint, TailGradients
 from zolit.optim.blocks import Block, Weight
 from zolit.optim.collectives import Collectives
+from zolit.optim.feedback.head import HeadProbes
 from zolit.optim.feedback.jacobians import Jacobians
+from zolit.optim.feedback.saved import read_jacobians
 from zolit.optim.feedback.stream import ResidualStream, watched_inputs
 from zolit.optim.feedback.writers import Writer, finding_writers
 from zolit.optim.precision import without_autocast
@@ -29,32 +31,49 @@ _ALL_COLUMNS = 1 << 30
 class Feedback(Update):
     """Applies Adam to S_W = Σ δ xᵀ of each matrix W that writes into the residual stream; x is the input of W.
 
-    δ at the last hidden state is exact: autograd runs through the final norm, the head and the loss, and no further. It
-    is carried down by δ_l = (I + A_l)ᵀ δ_{l+1}, where A_l is the mean Jacobian of what layer l adds (``Jacobians``).
-    All writers of a layer take δ at the output of the layer, through the norms that lie between. The sum is over the
-    tokens where δ is not zero. The method is of this project.
+    δ at the last hidden state is exact: autograd runs through the final norm, the head and the loss, and no further.
+    Without a gradient, probes of these three estimate it (``HeadProbes``). It is carried down by
+    δ_l = (I + A_l)ᵀ δ_{l+1}, where A_l is the mean Jacobian of what layer l adds (``Jacobians``). All writers of a
+    layer take δ at the output of the layer, through the norms that lie between. The sum is over the tokens where δ is
+    not zero. The method is of this project.
 
-    The first step makes one forward more, to find the writers, and the forwards with noise of ``Jacobians``. Later
-    steps make one forward. If the loss looks at more tokens than in the steps before, a step makes it again.
+    The first step makes one forward more, to find the writers, and the forwards with noise of ``Jacobians``, unless a
+    file has the Jacobians. Later steps make one forward. If the loss looks at more tokens than in the steps before, a
+    step makes it again.
 
     Args:
         adam: Moves the weights.
         layers: How many layers, counted from the last, are trained; None is two thirds.
         calibration: Number of forwards with noise in the first step; 0 takes the layers for the identity.
         head: Whether the weights after the last layer are trained too, by their exact gradients.
+        jacobians: A file of ``zolit calibrate``, whose Jacobians are taken in place of a calibration. It is read in the
+            first step, and not in a resumed run, whose state has the Jacobians.
+        head_probes: Number of pairs of moves of the last hidden state in a step, if the losses have no gradient.
 
     Raises:
         UserError: If a number is out of its range, or the model has no list of layers.
     """
 
     uses_estimate = False
+    needs_row_losses = True
 
-    def __init__(self, adam: Adam, layers: int | None = None, calibration: int = 16, head: bool = False) -> None:
+    def __init__(
+        self,
+        adam: Adam,
+        layers: int | None = None,
+        calibration: int = 16,
+        head: bool = False,
+        jacobians: str | None = None,
+        head_probes: int = 64,
+    ) -> None:
         require(layers is None or layers >= 1, f"layers: at least 1 layer is trained, not {layers}")
+        require(head_probes >= 1, f"head_probes: at least 1 pair of moves is needed, not {head_probes}")
         require(calibration >= 0, f"calibration: the number of forwards must be at least 0, not {calibration}")
         self._adam = adam
         self._num_layers = layers
-        self._calibration = calibration
+        self._calibration = calibration if jacobians is None else 0
+        self._file = jacobians
+        self._pairs = head_probes
         self._head = head
         self._columns = 1
         self._writers: list[Writer] | None = None
@@ -68,12 +87,14 @@ class Feedback(Update):
         """Finds the layers; see ``Stage.bind``."""
         self._model = model
         self._stream = ResidualStream(model)
+        self._probes = HeadProbes(self._stream, self._pairs)
         layers = self._stream.layers
         trained = -(-2 * len(layers) // 3) if self._num_layers is None else self._num_layers
         require(trained <= len(layers), f"layers: the model has {len(layers)} layers, so {trained} cannot be trained")
         self._first = len(layers) - trained
         inner = list(layers)[self._first + 1 :]
         self._jacobians = Jacobians({name: layers[name] for name in inner}, self._calibration)
+        self._file = self._file if inner else None
         self._weights = {id(weight.parameter): weight for weight in weights}
         held = {id(p) for layer in layers.values() for p in layer.parameters()}
         self._outside = [weight for weight in weights if self._head and id(weight.parameter) not in held]
@@ -89,6 +110,8 @@ class Feedback(Update):
             tail = self._forward(base, columns)
         if self._jacobians.due:
             self._jacobians.learn(base)
+        if self._file is not None and not self._jacobians.learned:
+            self._read_jacobians(self._file, tail.deltas[0].shape[-1])
         self._columns = columns
         self._tail = tail.weights
         with without_autocast(tail.deltas[0].device):
@@ -98,6 +121,12 @@ class Feedback(Update):
             for index in range(len(names) - 1, self._first, -1):
                 delta = self._jacobians.pulled_back(names[index], delta)
                 self._deltas[index - 1] = delta
+
+    def _read_jacobians(self, file: str, width: int) -> None:
+        names = list(self._stream.layers)
+        inner = range(self._first + 1, len(names))
+        found = read_jacobians(file, self._model, len(names), inner, width)
+        self._jacobians.load({names[index]: own for index, own in zip(inner, found, strict=True)})
 
     def _find_writers(self, base: BasePoint) -> list[Writer]:
         with finding_writers(self._model, self._stream, self._first) as found:
@@ -131,7 +160,8 @@ class Feedback(Update):
             contexts.enter_context(watched_inputs({n: self._model.get_submodule(n) for n in names}, on_input))
             if self._jacobians.due:
                 contexts.enter_context(self._jacobians.watching(self._model))
-            return base.tail_gradients(self._stream.tail(), self._outside, kept)
+            made = base.tail_loss(self._stream.tail(), self._outside)
+        return base.tail_gradients(made, self._outside, kept, lambda made: self._probes.deltas(base, made))
 
     def _columns_of(self, tail: TailGradients, collectives: Collectives) -> int:
         """Returns how many columns to keep so that δ is zero in all others, on all ranks, with some to spare."""
@@ -147,6 +177,7 @@ class Feedback(Update):
     def rollback(self) -> None:
         """Drops what ``prepare`` computed; see ``Update.rollback``."""
         self._inputs, self._deltas, self._tail = {}, {}, {}
+        self._stream.forget()
         self._jacobians.forget()
 
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
