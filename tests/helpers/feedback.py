@@ -32,7 +32,7 @@ class Recorded(Adam):
 def found(model: nn.Module, closure: Callable[[], Tensor], steps: int = 1, **options: Any) -> tuple[Gradients, Any]:
     """Returns the gradients of direct feedback in the last of some steps, and the optimizer."""
     optimizer = DirectFeedback(model, **options)
-    recorded = optimizer.update._adam = Recorded()
+    recorded = optimizer.update._rule = Recorded()
     for _ in range(steps):
         recorded.gradients = {}
         optimizer.step(closure)

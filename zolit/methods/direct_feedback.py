@@ -8,7 +8,7 @@ from torch import nn
 
 from zolit.methods.about import About
 from zolit.methods.base import MethodBase
-from zolit.optim import Adam, Feedback, NoProbes, Rounding, Streamed
+from zolit.optim import Feedback, NoProbes, Rounding, RuleName, Streamed, rule_of
 
 
 class DirectFeedback(MethodBase):
@@ -18,15 +18,18 @@ class DirectFeedback(MethodBase):
     alone. Where the loss has no gradient, probes of these three alone estimate δ. δ_l = (I + A_l)ᵀ δ_{l+1} carries it
     down, where A_l is the mean Jacobian of what layer l adds. Forwards with noise in the hidden states measure all A_l:
     in the first step, or once for a model (``zolit calibrate``). Each matrix W whose product is added to the residual
-    stream then moves by Adam along Σ δ xᵀ, where x is its input. The result is biased: it takes the mean Jacobian of
-    all tokens for that of each token.
+    stream then moves along Σ δ xᵀ, by default with Adam, where x is its input. The result is biased: it takes the mean
+    Jacobian of all tokens for that of each token.
 
     The method is of this project. ``docs/methods/direct-feedback.md`` has the derivation, the measurements and the
     relatives, such as direct feedback alignment (Nøkland, arXiv 1609.01596).
 
     Args:
         eps: Not used, because nothing is probed.
-        betas: Weights of the old averages in Adam.
+        rule: How a weight moves by S: adam (eight bytes of state for each trained weight), sgd (no state) or factored
+            (AdaLomo, arXiv 2310.10195: one number for each row and column; the rate is relative to the size of a
+            weight).
+        betas: Weights of the old averages in Adam; not used by other rules.
         layers: How many layers, counted from the last, are trained. None is two thirds of all layers.
         calibration: Number of forwards with noise in the first step, from which the Jacobians are learned. 0 takes all
             layers for the identity.
@@ -52,6 +55,7 @@ class DirectFeedback(MethodBase):
         model: nn.Module,
         *,
         lr: float = 4e-4,
+        rule: RuleName = "adam",
         betas: tuple[float, float] = (0.9, 0.99),
         layers: int | None = None,
         calibration: int = 16,
@@ -62,7 +66,7 @@ class DirectFeedback(MethodBase):
         update_rounding: Rounding = "stochastic",
         **shared: Any,
     ) -> None:
-        adam = Adam(betas, weight_decay=weight_decay, rounding=update_rounding)
+        moves = rule_of(rule, betas, weight_decay, update_rounding)
         super().__init__(
             model,
             lr=lr,
@@ -71,6 +75,6 @@ class DirectFeedback(MethodBase):
             perturbation=None,
             prober=Streamed(),
             estimator=NoProbes(),
-            update=Feedback(adam, layers, calibration, head, jacobians, head_probes),
+            update=Feedback(moves, layers, calibration, head, jacobians, head_probes),
             **shared,
         )

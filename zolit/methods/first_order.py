@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from torch import nn
 
-from zolit.errors import require_one_of
 from zolit.methods.about import About
 from zolit.methods.base import MethodBase
-from zolit.optim import SGD, Adam, Backprop, Factored, FusedBackprop, NoProbes, Rounding, Rule, Streamed, Update
+from zolit.optim import Backprop, FusedBackprop, NoProbes, Rounding, Rule, RuleName, Streamed, Update, rule_of
 from zolit.optim.modules.layers import train_last_layers
-
-RuleName = Literal["adam", "sgd", "factored"]
-"""How a weight moves by its gradient:
-
-- ``adam``: AdamW, with two averages for each element;
-- ``sgd``: along the gradient, without state;
-- ``factored``: AdaLomo (arXiv 2310.10195), with one average for each row and each column.
-"""
 
 
 class FirstOrder(MethodBase):
@@ -70,7 +61,7 @@ class FirstOrder(MethodBase):
     ) -> None:
         if layers is not None:
             train_last_layers(model, layers)
-        moves = _rule(rule, betas, weight_decay, update_rounding)
+        moves = rule_of(rule, betas, weight_decay, update_rounding)
         super().__init__(
             model,
             lr=lr,
@@ -82,15 +73,6 @@ class FirstOrder(MethodBase):
             update=_update(moves, keep_gradients, recompute),
             **shared,
         )
-
-
-def _rule(name: RuleName, betas: tuple[float, float], weight_decay: float, rounding: Rounding) -> Rule:
-    require_one_of("rule", name, get_args(RuleName))
-    if name == "adam":
-        return Adam(betas, weight_decay=weight_decay, rounding=rounding)
-    if name == "sgd":
-        return SGD(weight_decay=weight_decay, rounding=rounding)
-    return Factored(weight_decay, rounding)
 
 
 def _update(rule: Rule, keep_gradients: bool, recompute: bool) -> Update:

@@ -59,6 +59,7 @@ from zolit.optim.updates.gradient import Gradient
 from zolit.optim.updates.layer_projection import LayerProjection
 from zolit.optim.updates.rounding import Rounding
 from zolit.optim.updates.rule import Rule
+from zolit.optim.updates.rules import RuleName, rule_of
 from zolit.optim.updates.sgd import SGD
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "Rate",
     "Rounding",
     "Rule",
+    "RuleName",
     "ScoreRule",
     "Selection",
     "SelectionReport",
@@ -140,4 +142,5 @@ __all__ = [
     "choose_rate",
     "fold_in",
     "key_of",
+    "rule_of",
 ]

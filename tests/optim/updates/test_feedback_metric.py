@@ -51,7 +51,7 @@ def test_layers_run_once_in_a_step() -> None:
     calls.clear()
     optimizer.step(errors(model))
     assert len(calls) == 1
-    assert optimizer.update.scratch_bytes() == optimizer.update._adam.scratch_bytes()
+    assert optimizer.update.scratch_bytes() == optimizer.update._rule.scratch_bytes()
     assert not optimizer.update._stream._ends  # the hidden states are freed
 
 

@@ -36,7 +36,7 @@ def test_a_loss_that_looks_at_more_tokens_makes_the_forward_again() -> None:
     """Inputs are kept at the tokens that mattered so far; a loss that looks further back costs one forward more."""
     model = build("llama")
     far, optimizer = None, DirectFeedback(model, layers=1, calibration=0, lr=0.0)
-    recorded = optimizer.update._adam = Recorded()
+    recorded = optimizer.update._rule = Recorded()
     forwards = []
     for first in (12, 11, 10, 10, 3, 1):  # how many tokens from the end: 1, 2, 3, 3, 10, 12
         optimizer.step(text_loss(model, first) if first < 12 else word_loss(model))

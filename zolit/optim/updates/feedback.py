@@ -21,15 +21,15 @@ from zolit.optim.feedback.stream import ResidualStream, watched_inputs
 from zolit.optim.feedback.writers import Writer, finding_writers
 from zolit.optim.precision import without_autocast
 from zolit.optim.randomness import Step
-from zolit.optim.updates.adam import Adam
 from zolit.optim.updates.base import Update
 from zolit.optim.updates.gradient import Gradient
+from zolit.optim.updates.rule import Rule, signature_of, state_of_rule
 
 _ALL_COLUMNS = 1 << 30
 
 
 class Feedback(Update):
-    """Applies Adam to S_W = Σ δ xᵀ of each matrix W that writes into the residual stream; x is the input of W.
+    """Moves by S_W = Σ δ xᵀ each matrix W that writes into the residual stream; x is the input of W.
 
     δ at the last hidden state is exact: autograd runs through the final norm, the head and the loss, and no further.
     Without a gradient, probes of these three estimate it (``HeadProbes``). It is carried down by
@@ -42,7 +42,7 @@ class Feedback(Update):
     step makes it again.
 
     Args:
-        adam: Moves the weights.
+        rule: Moves a weight by its S.
         layers: How many layers, counted from the last, are trained; None is two thirds.
         calibration: Number of forwards with noise in the first step; 0 takes the layers for the identity.
         head: Whether the weights after the last layer are trained too, by their exact gradients.
@@ -59,7 +59,7 @@ class Feedback(Update):
 
     def __init__(
         self,
-        adam: Adam,
+        rule: Rule,
         layers: int | None = None,
         calibration: int = 16,
         head: bool = False,
@@ -69,7 +69,7 @@ class Feedback(Update):
         require(layers is None or layers >= 1, f"layers: at least 1 layer is trained, not {layers}")
         require(head_probes >= 1, f"head_probes: at least 1 pair of moves is needed, not {head_probes}")
         require(calibration >= 0, f"calibration: the number of forwards must be at least 0, not {calibration}")
-        self._adam = adam
+        self._rule = rule
         self._num_layers = layers
         self._calibration = calibration if jacobians is None else 0
         self._file = jacobians
@@ -82,6 +82,11 @@ class Feedback(Update):
         self._deltas: dict[int, Tensor] = {}
         self._tail: dict[Weight, Tensor] = {}
         self._collectives = Collectives()
+
+    @property
+    def signature(self) -> str:
+        """The name of the rule too; see ``Stage.signature``."""
+        return signature_of(self._rule, "Feedback")
 
     def bind(self, model: nn.Module, weights: Sequence[Weight], blocks: Sequence[Block]) -> None:
         """Finds the layers; see ``Stage.bind``."""
@@ -182,7 +187,7 @@ class Feedback(Update):
 
     def apply(self, weights: Sequence[Weight], gradient: Gradient, lr: float, step: Step) -> None:
         """Moves one matrix after the other by its S; see ``Update.apply``."""
-        self._adam.begin_step()
+        self._rule.begin_step()
         self._writers = self._found
         self._jacobians.keep()
         for weight, own in self._gradients():
@@ -193,8 +198,10 @@ class Feedback(Update):
         self.rollback()
 
     def _move(self, weight: Weight, flat: Tensor, gradient: Gradient, lr: float, step: Step) -> None:
-        for start, stop in gradient.directions.chunks(weight):
-            self._adam.move(weight, flat[start:stop].float(), start, stop, lr, step)
+        def read(start: int, stop: int) -> Tensor:
+            return flat[start:stop].float()
+
+        self._rule.descend(weight, read, gradient.directions.chunks(weight), lr, step)
 
     def _gradients(self) -> Iterator[tuple[Weight, Tensor]]:
         """Yields the trained weights of the writers with their S, one at a time, float32."""
@@ -237,16 +244,16 @@ class Feedback(Update):
         return delta
 
     def scratch_bytes(self) -> int:
-        """Returns the bytes of Adam, the Jacobians, δ and the kept inputs; see ``Stage.scratch_bytes``."""
+        """Returns the bytes of the rule, the Jacobians, δ and the kept inputs; see ``Stage.scratch_bytes``."""
         inputs = [value for values in self._inputs.values() for value in values]
         held = [*self._jacobians.learned.values(), *self._deltas.values(), *self._tail.values(), *inputs]
-        return self._adam.scratch_bytes() + sum(tensor.nbytes for tensor in held)
+        return self._rule.scratch_bytes() + sum(tensor.nbytes for tensor in held)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the writers, the Jacobians and Adam's state; see ``Stage.state_dict``."""
+        """Returns the writers, the Jacobians and the state of the rule; see ``Stage.state_dict``."""
         writers = None if self._writers is None else [tuple(writer) for writer in self._writers]
         return {
-            "adam": self._adam.state_dict(),
+            "rule": self._rule.state_dict(),
             "jacobians": dict(self._jacobians.learned),
             "writers": writers,
             "columns": self._columns,
@@ -254,7 +261,7 @@ class Feedback(Update):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned; see ``Stage.load_state_dict``."""
-        self._adam.load_state_dict(state["adam"])
+        self._rule.load_state_dict(state_of_rule(state))
         self._jacobians.load(state["jacobians"])
         self._writers = None if state["writers"] is None else [Writer(*writer) for writer in state["writers"]]
         self._columns = state["columns"]

@@ -1,4 +1,4 @@
-"""How a weight moves by its true gradient: the interface of the rules that backpropagation can use."""
+"""How a weight moves by its gradient: the interface of the rules that backpropagation and direct feedback can use."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Rule(Protocol):
         """Restores the state; see ``Stage.load_state_dict``."""
 
 
-def signature_of(rule: Rule) -> str:
-    """Returns the signature of an update by backpropagation with this rule; see ``Stage.signature``."""
+def signature_of(rule: Rule, update: str = "Backprop") -> str:
+    """Returns the signature of an update with this rule; see ``Stage.signature``. ``FusedBackprop`` is "Backprop"."""
     name = type(rule).__name__
-    return "Backprop" if name == "Adam" else f"Backprop by {name}"
+    return update if name == "Adam" else f"{update} by {name}"
 
 
 def state_of_rule(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns the state of the rule in the state of an update by backpropagation."""
+    """Returns the state of the rule in the state of an update."""
     found: dict[str, Any] = state["rule"] if "rule" in state else state["adam"]  # the name before there were rules
     return found
