@@ -58,6 +58,7 @@ METHODS: dict[str, Entry] = {
     "CurvZO": entry(zolit.CurvZO),
     "PerExample": entry(zolit.PerExample),
     "DirectFeedback, identity": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4, calibration=0),
+    "DirectFeedback, factored": entry(zolit.DirectFeedback, 3e-5, 1e-4, 3e-4, 1e-3, rule="factored"),
     "FirstOrder, last 4 layers": entry(zolit.FirstOrder, 3e-5, 1e-4, 3e-4, 1e-3, layers=4),
     "FirstOrder, last 4 layers, frugal": entry(
         zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, rule="factored", keep_gradients=False, layers=4

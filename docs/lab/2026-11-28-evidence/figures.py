@@ -104,7 +104,7 @@ def draw_guidance(problem: str) -> None:
         x = [float(energies[row["block"]]["energy"]) for row in own]
         sizes = [math.log10(float(energies[row["block"]]["size"])) for row in own]
         drawn = axis.scatter(x, [float(row["score"]) for row in own], c=sizes, s=12, cmap="viridis")
-        axis.set(xscale="log", yscale="log", xlabel="energy of the true gradient", ylabel="score after 200 steps")
+        axis.set(xscale="log", yscale="log", xlabel="energy of the true gradient", ylabel="score after 100 steps")
         axis.set_title(f"CurvZO, {form}: a point is a tensor", fontsize=10)
         figure.colorbar(drawn, label="log10 of the size")
     tables = summaries(problem)

@@ -3,7 +3,7 @@
     python docs/lab/2026-11-28-evidence/guidance.py MODEL_FOLDER TRAIN.jsonl TEST.jsonl
 
 ``energies.csv`` gets the true energy G_b = ‖∂L/∂θ_b‖² of each tensor b, of the mean loss of 512 sentences, in float32.
-Each form of CurvZO then makes 200 steps with a rate of 0. ``scores.csv`` gets the scores and the probabilities π that
+Each form of CurvZO then makes 100 steps with a rate of 0. ``scores.csv`` gets the scores and the probabilities π that
 it has in the end. ``guidance.csv`` gets, for each form, Spearman's rank correlations, and the variance
 
     V = (Σ d_b/π_b)(Σ π_b G_b) / (Σ d_b)(Σ G_b)
@@ -31,14 +31,13 @@ from zolit.optim import ZerothOrder
 from zolit.optim.blocks import partition, trainable_weights
 
 HERE = Path(__file__).parent
-BATCHES, STEPS = 32, 200
+BATCHES, STEPS = 32, 100
 FORMS = {
     "default": {},
     "literal": {"score": "literal", "exploration": 0.0},
     "published code": {"variant": "code"},
     "divided by size": {"divide_by_size": True},
     "unbiased": {"score": "unbiased"},
-    "corrected": {"score": "corrected"},
 }
 
 

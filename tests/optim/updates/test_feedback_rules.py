@@ -52,3 +52,13 @@ def test_a_run_resumes_with_its_own_rule_alone() -> None:
         runs.append({name: p.detach().clone() for name, p in model.named_parameters()})
         model.load_state_dict(saved, strict=False)
     assert all(torch.equal(runs[0][name], own) for name, own in runs[1].items())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_jacobians_are_kept_in_the_precision_of_the_model(kind: torch.dtype) -> None:
+    model = build("llama").to(kind)
+    optimizer = DirectFeedback(model, lr=1e-3, calibration=2, rule="sgd")
+    optimizer.step(word_loss(model))
+    kept = optimizer.state_dict()["zo"]["update"]["jacobians"]
+    assert kept
+    assert all(jacobian.dtype == kind for jacobian in kept.values())
