@@ -45,7 +45,7 @@ class DirectFeedback(MethodBase):
         stages="no probes, Adam on gradients that learned mean Jacobians carry down",
         forwards="1; 18 in the first step, or 2 with a file of Jacobians",
         forwards_by_default=1,
-        memory="d² numbers per layer, eight bytes per weight that is trained, inputs at the tokens of the loss",
+        memory="d² numbers per layer, inputs at the loss's tokens, eight bytes per trained weight (factored: few)",
         when="few forwards must do, and a backward pass does not fit into memory",
         page="direct-feedback.md",
     )
