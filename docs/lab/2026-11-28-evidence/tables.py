@@ -99,7 +99,6 @@ def print_problem(problem: str, labels: list[str]) -> None:
     if not tables:
         return
     early, late = min(tables), max(tables)
-    lr = {row["method"]: row for row in read("tuning") if row["problem"] == problem}
     print(f"\n### {problem}: {late} units\n")
     print(
         f"| method | rate | loss after {early} | loss after {late} | score | loss - MeZO's |\n|---|---|---|---|---|---|"
@@ -109,9 +108,7 @@ def print_problem(problem: str, labels: list[str]) -> None:
         row, first = tables[late][label], tables[early][label]
         score = "" if math.isnan(row.score[0]) else cell(row.score, 1)
         gap = "" if label == "MeZO" else cell(row.gap, 3)
-        auto = float(lr[label]["auto"])
-        rate = row.lr if math.isnan(auto) else f"{row.lr} ({float(row.lr) / auto:.2g} x auto)"
-        print(f"| {label} | {rate} | {cell(first.loss, 3)} | {cell(row.loss, 3)} | {score} | {gap} |")
+        print(f"| {label} | {row.lr} | {cell(first.loss, 3)} | {cell(row.loss, 3)} | {score} | {gap} |")
 
 
 def main() -> None:
