@@ -26,7 +26,7 @@ KINDS: dict[str, type[Stage]] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "Backprop": {"rule": Adam},
     "CurvatureSampling": {"budget": lambda: FixedBudget(0.5), "scores": BlockScores},
-    "Feedback": {"adam": Adam},
+    "Feedback": {"rule": Adam},
     "FusedBackprop": {"rule": Adam},
     "LayerProjection": {"inner": SGD},
     "ParameterSampling": {"budget": lambda: FixedBudget(0.5)},
