@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from problems import Problem
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 import zolit
 from zolit.cli.allocator import tune_malloc
@@ -65,18 +66,6 @@ def final_sampling(problem: Problem, options: dict[str, object]) -> tuple[tuple[
     return report.names, report.scores, report.probabilities
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Returns ranks, with the mean rank for equal values."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() - 1) / 2)[inverse]
-
-
-def spearman(left: Tensor, right: Tensor) -> float:
-    """Returns Spearman's rank correlation."""
-    return float(torch.corrcoef(torch.stack([ranks(left), ranks(right)]))[0, 1])
-
-
 def main() -> None:
     """Measures the energies, and compares the forms with them."""
     parser = argparse.ArgumentParser()
@@ -98,7 +87,14 @@ def main() -> None:
         scores, pi = scores[order], probabilities[order].clamp(min=1e-6)
         variance = float((sizes / pi).sum() * (pi * energies).sum() / dense)
         pairs = ((scores, energies), (scores, sizes), (scores, energies / sizes), (pi, energies))
-        rows.append((form, *(f"{spearman(*pair):.3f}" for pair in pairs), f"{variance:.3g}", f"{float(pi.mean()):.3f}"))
+        rows.append(
+            (
+                form,
+                *(f"{float(spearman_corrcoef(*pair)):.3f}" for pair in pairs),
+                f"{variance:.3g}",
+                f"{float(pi.mean()):.3f}",
+            )
+        )
         scored += [(form, n, f"{s:.5g}", f"{p:.4f}") for n, s, p in zip(found, scores, pi, strict=True)]
         print(rows[-1], flush=True)
     header = ("form", "score_energy", "score_size", "score_energy_per_weight", "pi_energy", "variance", "mean_pi")

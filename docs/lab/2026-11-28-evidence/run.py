@@ -39,7 +39,6 @@ from zolit.optim.modules.answer_head import tell_words
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
-RUNGS = (0.25, 0.5)
 THIRD = 1 / 3
 RUN = ("problem", "method", "lr", "seed")
 TUNING = (*RUN, "share", "loss", "score", "auto")
@@ -78,11 +77,13 @@ class Training:
         for batch in batches:
             self._look(batch)
         examples = [own for own in ids if own is not None]
-        with FlopCounter() as counter, torch.no_grad():
-            self.optimizer.needs_rate = False  # one step that is not made, for its arithmetic
-            self._probe_once(batches[0])
+        with FlopCounter() as plain, torch.no_grad():
+            self.problem.objective.losses(self.language, batches[0])
+        self.optimizer.needs_rate = False
+        with FlopCounter() as counter:
+            self._probe_once(batches[0])  # with a rate of 0, for its arithmetic
         self.optimizer.needs_rate = True
-        steps = self.total * self.problem.unit / counter.flops
+        steps = self.total * plain.flops / counter.flops
         rate = zolit.choose_rate(
             self.optimizer, closures, max(steps / 3, 1.0), examples, repeats_batch=not examples
         )  # a rate that falls to 0 has a third of the squares
@@ -152,6 +153,7 @@ class Study:
 
     def __init__(self, name: str, problem: Problem, units: float) -> None:
         self.name, self.problem, self.units = name, problem, units
+        self._rows: list[tuple[str, tuple[str, ...], list[Any]]] = []
 
     def race(self, label: str, made: Entry) -> None:
         """Tunes a method by successive halving, and trains it with all seeds."""
@@ -180,6 +182,9 @@ class Study:
                 run.train(share)
                 self._write_result(*self._result(label, run, share))
             del run
+        for file, columns, row in self._rows:  # at the end, so that the csv files have whole methods alone
+            append(HERE / f"{file}.csv", columns, row)
+        self._rows.clear()
 
     def _halve(self, label: str, runs: list[Training], share: float, auto: float) -> list[Training]:
         """Trains runs up to a share of their length, and returns the better half of them."""
@@ -189,7 +194,7 @@ class Study:
             found = self.problem.evaluate(run.language, "validation", at_end=False)
             losses.append(found.loss if math.isfinite(found.loss) and not run.diverged else math.inf)
             numbers = (f"{share}", f"{losses[-1]:.4f}", f"{found.score:.4f}", f"{auto:.3g}")
-            append(HERE / "tuning.csv", TUNING, [*self._names(label, run), *numbers])
+            self._rows.append(("tuning", TUNING, [*self._names(label, run), *numbers]))
         return [runs[i] for i in sorted(range(len(runs)), key=losses.__getitem__)[: len(runs) // 2]]
 
     def _names(self, label: str, run: Training) -> tuple[Any, ...]:
@@ -206,8 +211,7 @@ class Study:
         return [*row, f"{loss:.4f}", f"{found.score:.4f}", f"{run.seconds:.1f}"], [*names, losses, scores]
 
     def _write_result(self, row: list[Any], examples: list[Any]) -> None:
-        append(HERE / "results.csv", RESULT, row)
-        append(HERE / f"examples-{self.name}.csv", EXAMPLES, examples)
+        self._rows += [("results", RESULT, row), (f"examples-{self.name}", EXAMPLES, examples)]
 
 
 def append(file: Path, columns: tuple[str, ...], row: list[Any]) -> None:
@@ -221,10 +225,10 @@ def append(file: Path, columns: tuple[str, ...], row: list[Any]) -> None:
 
 
 def is_done(name: str, label: str) -> bool:
-    """Returns whether the csv has the ends of the runs of a method with all seeds."""
+    """Returns whether the csv has a method."""
     file = HERE / "results.csv"
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
-    return sum(row["problem"] == name and row["method"] == label for row in rows) == 2 * len(SEEDS)
+    return any(row["problem"] == name and row["method"] == label for row in rows)
 
 
 def main() -> None:

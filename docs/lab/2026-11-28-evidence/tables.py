@@ -1,4 +1,4 @@
-"""Prints the tables of the study in Markdown, and draws its figures, from the csv files beside it.
+"""Prints the tables of the study in Markdown, from the csv files beside it.
 
     python docs/lab/2026-11-28-evidence/tables.py
 
@@ -112,7 +112,7 @@ def print_problem(problem: str, labels: list[str]) -> None:
 
 
 def main() -> None:
-    """Prints all tables, and draws all figures."""
+    """Prints all tables."""
     problems = list(dict.fromkeys(row["problem"] for row in read("results")))
     for problem in problems:
         for made in SETS.values():

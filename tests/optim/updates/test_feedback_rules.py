@@ -62,3 +62,15 @@ def test_jacobians_are_kept_in_the_precision_of_the_model(kind: torch.dtype) -> 
     kept = optimizer.state_dict()["zo"]["update"]["jacobians"]
     assert kept
     assert all(jacobian.dtype == kind for jacobian in kept.values())
+
+
+def test_a_checkpoint_from_before_there_were_rules_is_that_of_adam() -> None:
+    model = build("llama")
+    optimizer = DirectFeedback(model, lr=1e-3, calibration=0)
+    optimizer.step(word_loss(model))
+    state = optimizer.state_dict()
+    own = state["zo"]["update"]
+    own["adam"] = own.pop("rule")
+    resumed = DirectFeedback(model, lr=1e-3, calibration=0)
+    resumed.load_state_dict(state)
+    assert resumed.update.state_dict()["rule"]["moments"].keys() == own["adam"]["moments"].keys()

@@ -14,6 +14,7 @@ from tests.helpers.feedback import TEXTS, Recorded, close, cosine, found, text_l
 from tests.helpers.tiny import same, weights_of
 from zolit import DirectFeedback, UserError
 from zolit.models.tuning import LoRA
+from zolit.optim import BlockSample, Step
 
 
 def test_micro_batches_give_the_same_step() -> None:
@@ -175,7 +176,12 @@ def test_gradients_stay_off_after_a_step() -> None:
     assert torch.is_grad_enabled()
     seen: list[bool] = []
     select = optimizer.selection.select
-    optimizer.selection.select = lambda step: (seen.append(torch.is_grad_enabled()), select(step))[1]  # type: ignore[method-assign]
+
+    def watched(step: Step) -> BlockSample:
+        seen.append(torch.is_grad_enabled())
+        return select(step)
+
+    optimizer.selection.select = watched  # type: ignore[method-assign]  # to see the mode within a step
     optimizer.step(word_loss(model))
     assert seen == [False]
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
