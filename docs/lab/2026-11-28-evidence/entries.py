@@ -95,7 +95,7 @@ GUIDANCE: dict[str, Entry] = {
 }
 STEPS: dict[str, Entry] = {
     **{f"MeZO, q = {q}": entry(zolit.MeZO, directions=q) for q in (4, 16, 40)},
-    **{f"MeZO, batch {b}": entry(zolit.MeZO, batch=b) for b in (4, 64)},
+    **{f"MeZO, batch {b}": entry(zolit.MeZO, batch=b) for b in (4, 64, 128)},
     "MeZO, q = 16, signs": entry(SignMeZO, directions=16),
     "MeZO, q = 16, signs, damped": entry(DampedMeZO, directions=16),
 }

@@ -8,7 +8,8 @@ rate falls to 0 with the units that are left.
 
 Each method has four rates. All start with seed 0; after a quarter of the run two are left, after half of it one. The
 mean loss of the tuning set decides (successive halving). The rate that is left runs again with seeds 1 and 2. The test
-set is evaluated after a third of a run and at its end.
+set is evaluated after a third of a run and at its end. With ``--rates auto`` the one rate is that of ``lr: auto``, and
+nothing is searched. More seeds follow with ``--rates 1e-4 --seeds 3,4``.
 
 Finished methods are skipped, so the command may be repeated, and several processes may run at once.
 """
@@ -38,7 +39,6 @@ from zolit.models.batches import Batch, TextBatch
 from zolit.optim.modules.answer_head import tell_words
 
 HERE = Path(__file__).parent
-SEEDS = (0, 1, 2)
 THIRD = 1 / 3
 RUN = ("problem", "method", "lr", "seed")
 TUNING = (*RUN, "share", "loss", "score", "auto")
@@ -149,19 +149,25 @@ class Study:
         name: Name of the problem in the csv files.
         problem: The problem.
         units: Length of a run.
+        rates: The rates of all methods, in the place of their own; empty for the one that ``auto`` chooses.
+        seeds: The seeds. The first one chooses the rate.
     """
 
-    def __init__(self, name: str, problem: Problem, units: float) -> None:
-        self.name, self.problem, self.units = name, problem, units
+    def __init__(
+        self, name: str, problem: Problem, units: float, rates: tuple[float, ...] | None, seeds: tuple[int, ...]
+    ) -> None:
+        self.name, self.problem, self.units, self.rates, self.seeds = name, problem, units, rates, seeds
         self._rows: list[tuple[str, tuple[str, ...], list[Any]]] = []
 
     def race(self, label: str, made: Entry) -> None:
         """Tunes a method by successive halving, and trains it with all seeds."""
-        rates, auto = list(made.rates), math.nan
-        if not rates:
-            auto = Training(self.problem, made, "auto", 0, self.units).choose_rate()
-            rates = [float(f"{factor * auto:.3g}") for factor in FACTORS]
-        runs = self._halve(label, [Training(self.problem, made, lr, 0, self.units) for lr in rates], 0.25, auto)
+        rates, auto = list(self.rates or made.rates), math.nan
+        if not made.rates:
+            auto = Training(self.problem, made, "auto", self.seeds[0], self.units).choose_rate()
+            factors = FACTORS if self.rates is None else (1.0,)
+            rates = rates or [float(f"{factor * auto:.3g}") for factor in factors]
+        seed = self.seeds[0]
+        runs = self._halve(label, [Training(self.problem, made, lr, seed, self.units) for lr in rates], 0.25, auto)
         early = []
         for run in runs:
             run.train(THIRD)
@@ -175,7 +181,7 @@ class Study:
             self._write_result(*result)
         rate = best.rate
         del best
-        for seed in SEEDS[1:]:
+        for seed in self.seeds[1:]:
             gc.collect()
             run = Training(self.problem, made, rate, seed, self.units)
             for share in (THIRD, 1.0):
@@ -195,7 +201,7 @@ class Study:
             losses.append(found.loss if math.isfinite(found.loss) and not run.diverged else math.inf)
             numbers = (f"{share}", f"{losses[-1]:.4f}", f"{found.score:.4f}", f"{auto:.3g}")
             self._rows.append(("tuning", TUNING, [*self._names(label, run), *numbers]))
-        return [runs[i] for i in sorted(range(len(runs)), key=losses.__getitem__)[: len(runs) // 2]]
+        return [runs[i] for i in sorted(range(len(runs)), key=losses.__getitem__)[: max(len(runs) // 2, 1)]]
 
     def _names(self, label: str, run: Training) -> tuple[Any, ...]:
         return self.name, label, f"{run.rate:.3g}", run.seed
@@ -224,11 +230,11 @@ def append(file: Path, columns: tuple[str, ...], row: list[Any]) -> None:
         writer.writerow(row)
 
 
-def is_done(name: str, label: str) -> bool:
-    """Returns whether the csv has a method."""
+def is_done(name: str, label: str, seed: int) -> bool:
+    """Returns whether the csv has a method with a seed."""
     file = HERE / "results.csv"
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
-    return any(row["problem"] == name and row["method"] == label for row in rows)
+    return any((row["problem"], row["method"], row["seed"]) == (name, label, str(seed)) for row in rows)
 
 
 def main() -> None:
@@ -243,16 +249,21 @@ def main() -> None:
     parser.add_argument("--set", default="methods", choices=tuple(SETS))
     parser.add_argument("--only", default="", help="run only the methods of these names, with | between them")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for sentences and marks")
+    parser.add_argument("--rates", help="the rates, with commas between them, or auto; default: those of the method")
+    parser.add_argument("--seeds", default="0,1,2", help="the seeds, with commas between them")
     options = parser.parse_args()
     tune_malloc()
     name = f"{options.name}-{options.task}"
     problem = Problem(options.task, options.model, options.train, options.test, options.work / name)
     measure_unit(problem)
-    study = Study(name, problem, options.units)
-    for label, made in SETS[options.set].items():
-        if (options.only and label not in options.only.split("|")) or is_done(name, label):
+    is_auto = options.rates == "auto"
+    rates = None if options.rates is None else () if is_auto else tuple(map(float, options.rates.split(",")))
+    study = Study(name, problem, options.units, rates, tuple(map(int, options.seeds.split(","))))
+    for own, made in SETS[options.set].items():
+        label = f"{own}, auto" if is_auto else own
+        if (options.only and own not in options.only.split("|")) or is_done(name, label, study.seeds[0]):
             continue
-        mark = options.work / name / label.replace(" ", "_")
+        mark = options.work / name / label.replace(" ", "_").replace("/", "_")
         try:
             mark.touch(exist_ok=False)  # this process has it
         except FileExistsError:
