@@ -13,6 +13,7 @@ from zolit.optim import (
     Estimator,
     InPlace,
     LearningRate,
+    NoProbes,
     Perturbation,
     Prober,
     Rounding,
@@ -48,7 +49,7 @@ class MethodBase(ZerothOrder):
     The docstring also describes the options that only some methods have, such as ``momentum``.
     ``zolit fit --model.optimizer.help`` takes the text of an option from the method's docstring or, where that does not
     mention the option, from here. A method derives from this class directly if it has no choice of the prober or if
-    its update is not ``SGD``. All others derive from ``Method``.
+    its update is not ``SGD``. Methods without probes derive from ``Unprobed``, and all others from ``Method``.
 
     Args:
         model: The model. Its parameters that require a gradient are tuned.
@@ -136,5 +137,25 @@ class Method(MethodBase):
             prober=prober_for(probing),
             estimator=estimator,
             update=SGD(momentum, weight_decay, update_rounding),
+            **shared,
+        )
+
+
+class Unprobed(MethodBase):
+    """A method that probes nothing, because its update finds out by itself how to move all weights.
+
+    A subclass names its own options, and passes all others on as with ``Method``. ``MethodBase`` documents the shared
+    options.
+    """
+
+    def __init__(self, model: nn.Module, *, update: Update, **shared: Any) -> None:
+        super().__init__(
+            model,
+            blocks="tensor",
+            selection=None,
+            perturbation=None,
+            prober=Streamed(),
+            estimator=NoProbes(),
+            update=update,
             **shared,
         )

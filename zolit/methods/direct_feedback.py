@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zolit.methods.about import About
-from zolit.methods.base import MethodBase
-from zolit.optim import Feedback, NoProbes, Rounding, RuleName, Streamed, rule_of
+from zolit.methods.base import Unprobed
+from zolit.optim import Feedback, Rounding, RuleName, rule_of
 
 
-class DirectFeedback(MethodBase):
+class DirectFeedback(Unprobed):
     """Trains what writes into the residual stream of the last layers, with one forward and no backward pass through it.
 
     δ = ∂loss/∂h_L at the last hidden state h_L is exact: autograd runs through the final norm, the head and the loss
@@ -70,11 +70,6 @@ class DirectFeedback(MethodBase):
         super().__init__(
             model,
             lr=lr,
-            blocks="tensor",
-            selection=None,
-            perturbation=None,
-            prober=Streamed(),
-            estimator=NoProbes(),
             update=Feedback(moves, layers, calibration, head, jacobians, head_probes),
             **shared,
         )

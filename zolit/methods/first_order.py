@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zolit.methods.about import About
-from zolit.methods.base import MethodBase
-from zolit.optim import Backprop, FusedBackprop, NoProbes, Rounding, Rule, RuleName, Streamed, Update, rule_of
+from zolit.methods.base import Unprobed
+from zolit.optim import Backprop, FusedBackprop, Rounding, Rule, RuleName, Update, rule_of
 from zolit.optim.modules.layers import train_last_layers
 
 
-class FirstOrder(MethodBase):
+class FirstOrder(Unprobed):
     """Trains by backpropagation, by default with AdamW (arXiv 1711.05101): the baseline of the other methods.
 
     A step takes one forward and one backward pass. By default it keeps the activations of all layers, the gradients of
@@ -65,11 +65,6 @@ class FirstOrder(MethodBase):
         super().__init__(
             model,
             lr=lr,
-            blocks="tensor",
-            selection=None,
-            perturbation=None,
-            prober=Streamed(),
-            estimator=NoProbes(),
             update=_update(moves, keep_gradients, recompute),
             **shared,
         )

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zolit.methods.about import About
-from zolit.methods.base import MethodBase
-from zolit.optim import AnswerRegression, NoProbes, Streamed
+from zolit.methods.base import Unprobed
+from zolit.optim import AnswerRegression
 from zolit.optim.modules.answer_head import attach_probe
 
 
-class LinearProbe(MethodBase):
+class LinearProbe(Unprobed):
     """Fits the rows of the output head that predict the label words, and freezes the model.
 
     The features of an example are the input of the output head where the answer is predicted, by one forward when the
@@ -52,11 +52,6 @@ class LinearProbe(MethodBase):
             model,
             lr=1.0,
             eps=1.0,
-            blocks="tensor",
-            selection=None,
-            perturbation=None,
-            prober=Streamed(),
-            estimator=NoProbes(),
             update=AnswerRegression(l2),
             **shared,
         )
