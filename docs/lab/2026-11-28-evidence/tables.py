@@ -46,23 +46,23 @@ def read(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
 
 
-def summaries(problem: str) -> dict[int, dict[str, Row]]:
-    """Returns the rows of a problem by units and method. Only methods with all seeds are in it."""
+def summaries(problem: str, seeds: int = SEEDS) -> dict[int, dict[str, Row]]:
+    """Returns the rows of a problem by units and method. Only methods with all of the first so many seeds are in it."""
     found: dict[tuple[str, int], list[dict[str, str]]] = {}
-    for row in read(f"examples-{problem}"):
+    for row in (row for row in read(f"examples-{problem}") if int(row["seed"]) < seeds):
         found.setdefault((row["method"], int(row["units"])), []).append(row)
     means = {(r["method"], int(r["units"]), r["seed"]): r for r in read("results") if r["problem"] == problem}
     generator = np.random.default_rng(0)
     draws: list[tuple[Array, Array]] = []
     tables: dict[int, dict[str, Row]] = {}
     for (method, units), runs in found.items():
-        if len(runs) < SEEDS:
+        if len(runs) < seeds:
             continue
         losses = np.array([[float(loss) for loss in run["losses"].split()] for run in runs])
         scores = np.array([[float(s) for s in run["scores"]] or [math.nan] * losses.shape[1] for run in runs])
         while len(draws) < SAMPLES:
             draws.append(
-                (generator.integers(SEEDS, size=SEEDS), generator.integers(losses.shape[1], size=losses.shape[1]))
+                (generator.integers(seeds, size=seeds), generator.integers(losses.shape[1], size=losses.shape[1]))
             )
         base, own = sample(found.get(("MeZO", units), runs), draws), sample(runs, draws)
         score = [float(np.mean(scores[s][:, e])) * 100 for s, e in draws]
@@ -93,13 +93,13 @@ def cell(value: tuple[float, float, float], digits: int) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def print_problem(problem: str, labels: list[str]) -> None:
+def print_problem(problem: str, labels: list[str], seeds: int = SEEDS) -> None:
     """Prints the table of a problem, the lowest loss at the end of a run first."""
-    tables = summaries(problem)
-    if not tables:
+    tables = summaries(problem, seeds)
+    if not any(label in own for own in tables.values() for label in labels):
         return
     early, late = min(tables), max(tables)
-    print(f"\n### {problem}: {late} units\n")
+    print(f"\n### {problem}: {late} units, {seeds} seeds\n")
     print(
         f"| method | rate | loss after {early} | loss after {late} | score | loss - MeZO's |\n|---|---|---|---|---|---|"
     )
@@ -107,8 +107,20 @@ def print_problem(problem: str, labels: list[str]) -> None:
     for label in sorted(done, key=lambda name: tables[late][name].loss[0]):
         row, first = tables[late][label], tables[early][label]
         score = "" if math.isnan(row.score[0]) else cell(row.score, 1)
-        gap = "" if label == "MeZO" else cell(row.gap, 3)
+        gap = cell(row.gap, 3) if any(row.gap) else ""
         print(f"| {label} | {row.lr} | {cell(first.loss, 3)} | {cell(row.loss, 3)} | {score} | {gap} |")
+
+
+def print_auto(problems: list[str]) -> None:
+    """Prints the losses with the rate of ``lr: auto`` beside those with the searched rate."""
+    print("\n| | method | rate of auto | loss | searched rate | loss | ratio |\n|---|---|---|---|---|---|---|")
+    for problem in problems:
+        tables = summaries(problem)
+        rows = tables[max(tables)] if tables else {}
+        for label in (label for label in rows if f"{label}, auto" in rows):
+            own, best = rows[f"{label}, auto"], rows[label]
+            cells = (own.lr, f"{own.loss[0]:.3f}", best.lr, f"{best.loss[0]:.3f}", f"{own.loss[0] / best.loss[0]:.2f}")
+            print(f"| {problem} | {label} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -116,7 +128,9 @@ def main() -> None:
     problems = list(dict.fromkeys(row["problem"] for row in read("results")))
     for problem in problems:
         for made in SETS.values():
-            print_problem(problem, [label for label in made if label in METHODS or problem.endswith("reviews")])
+            print_problem(problem, list(made))
+        print_problem(problem, list(METHODS), seeds=5)
+    print_auto(problems)
 
 
 if __name__ == "__main__":
