@@ -64,6 +64,9 @@ METHODS: dict[str, Entry] = {
         zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, rule="factored", keep_gradients=False, layers=4
     ),
     "FirstOrder, LoRA": entry(zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, lora=True),
+    "FirstOrder, LoRA, frugal": entry(
+        zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, lora=True, keep_gradients=False, recompute=True
+    ),
     "FirstOrder, SGD": entry(
         zolit.FirstOrder, 1e-3, 3e-3, 1e-2, 3e-2, rule="sgd", keep_gradients=False, recompute=True
     ),
