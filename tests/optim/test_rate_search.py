@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 import zolit
 from zolit.errors import UserError
-from zolit.optim import SGD, SPSA, Adam, Gaussian, Rate, ZerothOrder, choose_rate
-from zolit.optim.rate_search import RISE, SHARE
+from zolit.optim import SGD, SPSA, Adam, AllBlocks, BlockSample, Gaussian, Rate, Step, ZerothOrder, choose_rate
+from zolit.optim.rate_search import NOISE, RISE, SHARE
 
 NUMEL = 4096
 CURVATURE = 3.0
@@ -84,13 +85,51 @@ def test_the_directions_are_those_of_the_method() -> None:
     assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE) / 4.0, rel=0.1)
 
 
+def test_only_the_blocks_of_a_step_move() -> None:
+    """A step of one block of two is half as noisy, so that it may be longer."""
+
+    class First(AllBlocks):
+        selects_all = False
+
+        def select(self, step: Step) -> BlockSample:
+            return replace(super().select(step), chosen=torch.tensor([True, False]))
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.ModuleList([Bowl(), Bowl()])
+
+        def forward(self) -> Tensor:
+            return torch.stack([bowl() for bowl in self.both]).sum()
+
+    two = Two()
+    rates = [choose_rate(ZerothOrder(two, lr="auto", selection=own), [two], 1) for own in (First(), AllBlocks())]
+    assert rates[0].radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE), rel=0.05)
+    assert rates[1].radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE / 2.0), rel=0.05)
+
+
+@pytest.mark.parametrize("directions", [8, 32])
+def test_the_estimate_of_many_directions_moves_along_the_gradient_where_the_loss_bends_more(directions: int) -> None:
+    """With Δᵢ = ⟨g, uᵢ⟩, the unit move Σᵢ Δᵢuᵢ / ‖Δ‖ has ⟨ĝ, u⟩² = Σᵢ ⟨ĝ, uᵢ⟩², which is q on average."""
+    optimizer, bowl = made(directions=directions)
+    assert isinstance(bowl, Bowl)
+    sharp = TRACE / 4.0
+
+    def loss() -> Tensor:
+        along = (bowl.g * bowl.theta.double()).sum() / SLOPE
+        return bowl() + 0.5 * sharp * along.square()
+
+    rate = choose_rate(optimizer, [loss], 100)
+    assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / (TRACE + directions * sharp)), rel=0.15)
+
+
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
 def test_in_a_long_run_the_noise_of_all_steps_raises_the_loss_by_the_given_amount(scale: float) -> None:
     optimizer, bowl = made(Bowl(scale))
     steps = 10**9
     rate = choose_rate(optimizer, [bowl], steps)
     noise = 0.5 * rate.lr**2 * rate.coefficient**2 * steps * TRACE * scale
-    assert noise == pytest.approx(RISE, rel=0.1)
+    assert noise == pytest.approx(NOISE, rel=0.1)
 
 
 @pytest.mark.parametrize("directions", [1, 8])

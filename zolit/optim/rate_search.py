@@ -1,13 +1,14 @@
-"""Chooses a learning rate from about sixty forwards on a few batches, before the first step: ``lr: auto``.
+"""Chooses a learning rate from about ninety forwards on a few batches, before the first step: ``lr: auto``.
 
 Most of what a zeroth-order step does is noise: each step moves the weights along directions that were drawn at random.
 After N steps the noise alone has moved every weight by about r = η·a·√N, where a² is the mean of Σᵢaᵢ², the squared
-coefficients of a step. Two measurements limit η:
+coefficients of a step. Let r* be the length of a move along the estimate of a step that changes the loss by ``RISE``.
+It limits η twice:
 
-- **The run.** The loss changes by ``RISE`` where all weights move by r* along directions of the method. So
-  η·a·√N ≤ r*.
-- **A step.** Noise of the curvature tr(H) = 2·``RISE`` / r*² costs a step η²·a²·tr(H) / 2, and the step gains η·g with
-  g = Σᵢaᵢ·Δᵢ. So η ≤ ``SHARE``·g / (a²·tr(H)). This decides in short runs.
+- **The run.** Noise of r changes the loss by ``RISE``·(r / r*)², which may be ``NOISE``. So
+  η·a·√N ≤ r*·√(``NOISE`` / ``RISE``).
+- **A step.** It costs η²·a²·c / 2, where c = 2·``RISE`` / r*² is the curvature along the estimate. It gains η·g, with
+  g = Σᵢaᵢ·Δᵢ. So η ≤ ``SHARE``·g / (a²·c). This decides in short runs.
 
 The rule is our own. ``docs/learning-rate.md`` has its derivation and what it was tested on.
 """
@@ -20,6 +21,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from zolit.errors import UserError, require
 from zolit.optim.base_point import BasePoint, Closure, NotFinite
@@ -29,16 +31,17 @@ from zolit.optim.evaluation import Evaluation
 from zolit.optim.optimizer import ZerothOrder
 from zolit.optim.perturbation.directions import Directions
 from zolit.optim.randomness import Step, key_of
-from zolit.optim.selection.all_blocks import AllBlocks
 from zolit.optim.signals import deferred_signals
 
 RISE = 0.1
+"""Nats by which the loss changes at the radius that is measured."""
+NOISE = 0.05
 """Nats by which the noise of a whole run may change the loss."""
-SHARE = 0.04
-"""Share of the step at which noise costs twice what a step gains. Curvature grows while a run goes on."""
+SHARE = 0.07
+"""Share of the step at which noise costs half of what a step gains. Curvature grows while a run goes on."""
 
 _PROBES = 16
-_DRAWS = 4
+_DRAWS = 8
 _TRIALS = 8
 _FIRST_RADIUS = 4e-3
 _PURPOSE = key_of("learning rate")
@@ -52,7 +55,7 @@ class Rate:
         lr: η.
         steps: N, the length of the run. With a schedule, the sum of its squared factors.
         coefficient: a, the root mean square of the coefficients of a step.
-        radius: r*, the random move of all weights that changes the loss by ``RISE``.
+        radius: r*, the length of a move along an estimate that changes the loss by ``RISE``.
         forwards: Number of forwards that the choice took.
     """
 
@@ -65,7 +68,7 @@ class Rate:
     def __str__(self) -> str:
         return (
             f"lr: auto chose {self.lr:.2g} for {self.steps:.0f} steps after {self.forwards} forwards"
-            f" (coefficient of a step: {self.coefficient:.3g}; radius at which noise changes the loss by {RISE}:"
+            f" (coefficient of a step: {self.coefficient:.3g}; radius at which a move changes the loss by {RISE}:"
             f" {self.radius:.2g})"
         )
 
@@ -112,7 +115,7 @@ def choose_rate(
         finally:
             for name, stage in optimizer.stages.items():
                 stage.load_state_dict(saved[name])
-    of_run = radius / math.sqrt(energy * steps)
+    of_run = radius * math.sqrt(NOISE / RISE / (energy * steps))
     of_step = SHARE * gain * radius**2 / (2.0 * RISE * energy)
     lr = min(of_run, of_step) / reach
     for group in optimizer.param_groups:
@@ -141,6 +144,7 @@ class _Search:
         self._examples = examples
         self._repeats_batch = repeats_batch
         self._seed = Step(optimizer.seed, 0).key(_PURPOSE)
+        self._moves: list[Tensor] = []
         self.forwards = 0
 
     def _base(self, step: Step) -> BasePoint:
@@ -152,6 +156,7 @@ class _Search:
         energy = gain = 0.0
         for index in range(_PROBES):
             found, correction = self._estimate(Step(self._seed, index))
+            self._moves.append(found.coefficients.double())
             energy += correction * float(found.coefficients.double().square().sum()) / _PROBES
             gain += float((found.coefficients * found.derivatives).double().sum()) / _PROBES
         require(gain > 0.0, "lr: auto found no difference between the losses of any two probes; set lr, and raise eps")
@@ -175,10 +180,10 @@ class _Search:
         optimizer.perturbation.begin_step(step)
         return sample
 
-    def _evaluation(self, base: BasePoint, sample: BlockSample, step: Step, count: int | None = None) -> Evaluation:
-        """Returns the evaluation along the directions of a step; ``count`` replaces their number."""
+    def _evaluation(self, base: BasePoint, sample: BlockSample, step: Step) -> Evaluation:
+        """Returns the evaluation along the directions of a step."""
         optimizer = self._optimizer
-        ids: Sequence[int] = range(optimizer.estimator.num_directions if count is None else count)
+        ids: Sequence[int] = range(optimizer.estimator.num_directions)
         if optimizer.per_example:
             ids = self._examples[step.index % len(self._closures)] if self._examples else ()
         directions = Directions(sample, optimizer.perturbation, step, ids)
@@ -186,25 +191,22 @@ class _Search:
         return Evaluation(base, optimizer.prober, directions, optimizer.per_example, self._repeats_batch)
 
     def radius(self) -> float:
-        """Returns r*: the length of a move along the directions of the method that changes the loss by RISE.
+        """Returns r*: the length of a move along the estimate of a step that changes the loss by RISE.
 
-        It is in units of a direction, as the rate times a coefficient is. All weights move, since a run selects each of
-        them at some time, or those in a mask. Each draw has its own batch. With per-example directions, each example
-        moves along its own, in which its loss bends most.
+        It is in units of a direction, as the rate times a coefficient is. The steps are the first of ``of_a_step``.
+        With many directions, an estimate is nearly the gradient of its batch, along which the loss bends more than
+        along noise. The blocks of the step move, and each draw has its own batch. With per-example directions, each
+        example moves along its own, in which its loss bends most.
         """
-        optimizer, everything = self._optimizer, AllBlocks()
-        everything.bind(optimizer.model, optimizer.weights, optimizer.blocks)
-        steps = [Step(self._seed, _PROBES + index) for index in range(_DRAWS)]
+        steps = [Step(self._seed, index) for index in range(_DRAWS)]
         bases = [self._base(step) for step in steps]
         low, high, radius = 0.0, math.inf, _FIRST_RADIUS
-        queries = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
         for _ in range(_TRIALS):
             rise = 0.0
-            for step, base in zip(steps, bases, strict=True):
+            for step, base, move in zip(steps, bases, self._moves, strict=False):
                 try:
-                    own = self._begin(step, base)
-                    sample = everything.select(step) if own.mask is None else own
-                    losses = self._evaluation(base, sample, step, 1)(radius * queries)
+                    evaluation = self._evaluation(base, self._begin(step, base), step)
+                    losses = evaluation(radius * self._both_ways(move))
                 except NotFinite:
                     rise = math.inf
                 else:
@@ -218,3 +220,11 @@ class _Search:
             # A loss that bends upwards would make the parabola's radius jump to and fro.
             radius = math.sqrt(low * high) if low > 0.0 and high < math.inf else as_parabola
         raise UserError(f"lr: auto found no random move of the weights that changes the loss by {RISE}; set lr")
+
+    def _both_ways(self, coefficients: Tensor) -> Tensor:
+        """Returns no move, a move of length 1 along an estimate, and its opposite; shape (3, directions)."""
+        given = coefficients.any() and not self._optimizer.per_example
+        width = 1 if self._optimizer.per_example else len(coefficients)
+        move = coefficients if given else torch.ones(width, dtype=torch.float64)
+        move = move / move.norm()
+        return torch.stack([torch.zeros_like(move), move, -move])
