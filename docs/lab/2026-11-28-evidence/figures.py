@@ -11,13 +11,15 @@ from matplotlib.axes import Axes
 from tables import Row, read, summaries
 
 HERE = Path(__file__).parent
+COLUMNS = 3
 BACKWARD, PROBE, OURS, FORWARD = "#c0392b", "#7f8c8d", "#2471a3", "#222222"
 TITLES = {
     "smollm2-reviews": "SmolLM2, movie reviews",
     "smollm2-text": "SmolLM2, text",
     "smollm2-writing": "SmolLM2, last word",
+    "smollm2-100-reviews": "SmolLM2, movie reviews",
+    "smollm2-600-text": "SmolLM2, text",
     "gemma3-reviews": "Gemma 3, movie reviews",
-    "gemma3-text": "Gemma 3, text",
 }
 
 
@@ -45,12 +47,15 @@ def dots(axis: Axes, rows: dict[str, Row], title: str) -> None:
 
 def draw_losses() -> None:
     """Draws the losses at the end of the runs of all problems."""
-    problems = list(dict.fromkeys(row["problem"] for row in read("results")))
-    figure, axes = plt.subplots(1, len(problems), figsize=(5 * len(problems), 6), squeeze=False)
-    for axis, problem in zip(axes[0], problems, strict=True):
+    problems = [name for name in TITLES if summaries(name)]
+    lines = math.ceil(len(problems) / COLUMNS)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=(5 * COLUMNS, 5 * lines), squeeze=False)
+    for axis in axes.flat[len(problems) :]:
+        axis.set_axis_off()
+    for axis, problem in zip(axes.flat, problems, strict=False):
         tables = summaries(problem)
-        rows = {name: row for name, row in tables[max(tables)].items() if name in METHODS} if tables else {}
-        dots(axis, rows, f"{TITLES.get(problem, problem)}, {max(tables, default=0)} forwards")
+        rows = {name: row for name, row in tables[max(tables)].items() if name in METHODS}
+        dots(axis, rows, f"{TITLES[problem]}, {max(tables)} forwards")
         axis.set_xlabel("held-out loss, with 95 % intervals")
     figure.suptitle(
         "Red: backward pass. Blue: DirectFeedback. Black: forward passes alone. Gray: linear probe.", fontsize=9

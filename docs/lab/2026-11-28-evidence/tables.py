@@ -64,7 +64,8 @@ def summaries(problem: str, seeds: int = SEEDS) -> dict[int, dict[str, Row]]:
             draws.append(
                 (generator.integers(seeds, size=seeds), generator.integers(losses.shape[1], size=losses.shape[1]))
             )
-        base, own = sample(found.get(("MeZO", units), runs), draws), sample(runs, draws)
+        plain = found.get(("MeZO", units), runs)
+        base, own = sample(plain if len(plain) == seeds else runs, draws), sample(runs, draws)
         score = [float(np.mean(scores[s][:, e])) * 100 for s, e in draws]
         tables.setdefault(units, {})[method] = Row(
             runs[0]["lr"],
