@@ -123,6 +123,17 @@ def test_the_estimate_of_many_directions_moves_along_the_gradient_where_the_loss
     assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / (TRACE + directions * sharp)), rel=0.15)
 
 
+def test_a_batch_on_which_no_probe_changes_the_loss_still_has_a_move() -> None:
+    """In 16 bits, probes of the radius ε may leave a loss as it is, where a longer move changes it."""
+    optimizer, bowl = made(directions=2)
+
+    def coarse() -> Tensor:
+        return (bowl() / 0.02).round() * 0.02
+
+    rate = choose_rate(optimizer, [coarse, bowl], 100)
+    assert rate.radius == pytest.approx(math.sqrt(2.0 * RISE / TRACE), rel=0.15)
+
+
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
 def test_in_a_long_run_the_noise_of_all_steps_raises_the_loss_by_the_given_amount(scale: float) -> None:
     optimizer, bowl = made(Bowl(scale))
@@ -225,7 +236,7 @@ def test_mistakes(options: dict[str, Any], closure: Callable[[], Tensor] | None,
 
 def test_a_loss_that_never_rises_and_a_method_with_adam_are_refused() -> None:
     optimizer, bowl = made()
-    with pytest.raises(UserError, match=r"lr: auto found no random move of the weights that changes the loss by 0.1"):
+    with pytest.raises(UserError, match=r"lr: auto found no move of the weights that changes the loss by 0.1"):
         choose_rate(optimizer, [lambda: bowl().tanh() * 1e-3], 10)
     with pytest.raises(UserError, match="lr: auto is for methods that move weights by SGD"):
         choose_rate(ZerothOrder(Bowl(), lr="auto", update=Adam()), [bowl], 10)

@@ -1,4 +1,4 @@
-"""Chooses a learning rate from about ninety forwards on a few batches, before the first step: ``lr: auto``.
+"""Chooses a learning rate from some ninety forwards on a few batches, before the first step: ``lr: auto``.
 
 Most of what a zeroth-order step does is noise: each step moves the weights along directions that were drawn at random.
 After N steps the noise alone has moved every weight by about r = η·a·√N, where a² is the mean of Σᵢaᵢ², the squared
@@ -203,7 +203,7 @@ class _Search:
         low, high, radius = 0.0, math.inf, _FIRST_RADIUS
         for _ in range(_TRIALS):
             rise = 0.0
-            for step, base, move in zip(steps, bases, self._moves, strict=False):
+            for step, base, move in zip(steps, bases, self._moves[:_DRAWS], strict=True):
                 try:
                     evaluation = self._evaluation(base, self._begin(step, base), step)
                     losses = evaluation(radius * self._both_ways(move))
@@ -219,12 +219,16 @@ class _Search:
                 return min(max(as_parabola, low), high)
             # A loss that bends upwards would make the parabola's radius jump to and fro.
             radius = math.sqrt(low * high) if low > 0.0 and high < math.inf else as_parabola
-        raise UserError(f"lr: auto found no random move of the weights that changes the loss by {RISE}; set lr")
+        raise UserError(f"lr: auto found no move of the weights that changes the loss by {RISE}; set lr")
 
     def _both_ways(self, coefficients: Tensor) -> Tensor:
-        """Returns no move, a move of length 1 along an estimate, and its opposite; shape (3, directions)."""
-        given = coefficients.any() and not self._optimizer.per_example
-        width = 1 if self._optimizer.per_example else len(coefficients)
-        move = coefficients if given else torch.ones(width, dtype=torch.float64)
-        move = move / move.norm()
+        """Returns no move, a move of length 1 along an estimate, and its opposite; shape (3, directions).
+
+        Where no probe changed the loss, as can happen in 16 bits, the move is along the sum of the directions.
+        """
+        if self._optimizer.per_example:
+            coefficients = torch.ones(1, dtype=torch.float64)  # the length along the direction of each example
+        elif not coefficients.any():
+            coefficients = torch.ones_like(coefficients)
+        move = coefficients / coefficients.norm()
         return torch.stack([torch.zeros_like(move), move, -move])

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from zolit.models.batches import Batch, TextBatch
 from zolit.models.language_model import LanguageModel
+from zolit.optim.feedback.equations import Equations
 
 PARTS = ("mlp.down_proj", "self_attn.o_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.k_proj")
 SHOWN = (29, 28, 26, 24, 20, 16, 12, 8, 4, 0)
-NOISE, RIDGE, OUTLIER = 0.05, 0.01, 4.0
+NOISE = 0.05
 
 
 class MeanBackward(torch.autograd.Function):
@@ -77,9 +78,7 @@ class Study:
     @torch.no_grad()
     def calibrate(self, batches: list[Batch]) -> None:
         """Learns the mean Jacobian of each MLP by least squares, as ``DirectFeedback`` does for whole layers."""
-        width = self.model.config.hidden_size
-        squares = [torch.zeros(width, width) for _ in self.layers]
-        products = [torch.zeros(width, width) for _ in self.layers]
+        equations: list[Equations] = []
         for batch in batches:
             seen: dict[int, Tensor] = {}
             with ExitStack() as hooks:
@@ -87,18 +86,14 @@ class Study:
                     keep = _keeper(seen, index)
                     hooks.callback(layer.post_attention_layernorm.register_forward_pre_hook(keep).remove)
                 self.loss(batch)
+            equations = equations or [Equations(seen[index]) for index in range(len(self.layers))]
             for index, layer in enumerate(self.layers):
                 hidden = seen[index]
                 noise = NOISE * hidden.flatten(0, -2).std(0).median() * torch.randn_like(hidden)
                 moved = _mlp(layer, hidden + noise) - _mlp(layer, hidden)
                 u, w = noise[:, 1:].flatten(0, -2), moved[:, 1:].flatten(0, -2)
-                lengths = w.norm(dim=1)
-                usual = lengths < OUTLIER * lengths.median()
-                squares[index] += u[usual].T @ u[usual]
-                products[index] += w[usual].T @ u[usual]
-        for square, product in zip(squares, products, strict=True):
-            ridge = RIDGE * square.diagonal().mean() * torch.eye(width)
-            self.jacobians.append(torch.linalg.solve(square + ridge, product.T).T)
+                equations[index].add(u, w, torch.ones(len(u), dtype=torch.bool))
+        self.jacobians = [own.solved() for own in equations]
 
     @contextmanager
     def feedback(self, identity: bool = False) -> Iterator[None]:

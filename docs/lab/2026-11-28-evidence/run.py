@@ -36,6 +36,7 @@ import zolit
 from zolit.cli.allocator import tune_malloc
 from zolit.errors import NonFiniteLossError
 from zolit.models.batches import Batch, TextBatch
+from zolit.optim import Rate
 from zolit.optim.modules.answer_head import tell_words
 
 HERE = Path(__file__).parent
@@ -70,8 +71,8 @@ class Training:
         self.steps = 0
         self._lr = float(self.optimizer.param_groups[0]["lr"])
 
-    def choose_rate(self) -> float:
-        """Returns the rate that ``lr: auto`` chooses for this run. Its forwards are not counted."""
+    def choose_rate(self) -> Rate:
+        """Returns what ``lr: auto`` chooses for this run. Its forwards are not counted."""
         batches = list(islice(self.problem.batches(self.seed, self.entry.batch), 8))
         closures, ids = zip(*(self.closure(batch) for batch in batches), strict=True)
         for batch in batches:
@@ -84,10 +85,9 @@ class Training:
             self._probe_once(batches[0])  # with a rate of 0, for its arithmetic
         self.optimizer.needs_rate = True
         steps = self.total * plain.flops / counter.flops
-        rate = zolit.choose_rate(
+        return zolit.choose_rate(
             self.optimizer, closures, max(steps / 3, 1.0), examples, repeats_batch=not examples
         )  # a rate that falls to 0 has a third of the squares
-        return rate.lr
 
     def _probe_once(self, batch: Batch) -> None:
         self.optimizer.param_groups[0]["lr"] = 0.0
@@ -161,12 +161,11 @@ class Study:
 
     def race(self, label: str, made: Entry) -> None:
         """Tunes a method by successive halving, and trains it with all seeds."""
-        rates, auto = list(self.rates or made.rates), math.nan
-        if not made.rates:
-            auto = Training(self.problem, made, "auto", self.seeds[0], self.units).choose_rate()
+        rates, auto, seed = list(made.rates if self.rates is None else self.rates), math.nan, self.seeds[0]
+        if not rates:
+            auto = Training(self.problem, made, "auto", seed, self.units).choose_rate().lr
             factors = FACTORS if self.rates is None else (1.0,)
-            rates = rates or [float(f"{factor * auto:.3g}") for factor in factors]
-        seed = self.seeds[0]
+            rates = [float(f"{factor * auto:.3g}") for factor in factors]
         runs = self._halve(label, [Training(self.problem, made, lr, seed, self.units) for lr in rates], 0.25, auto)
         early = []
         for run in runs:
