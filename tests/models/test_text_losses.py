@@ -255,3 +255,29 @@ def test_a_method_with_a_backward_pass_trains() -> None:
     optimizer = FirstOrder(lm.model, lr=1e-2)
     losses = [optimizer.step(lambda: lm.text_losses(batch)) for _ in range(5)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "falcon-h1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_computes_its_logits_once(name: str, dtype: torch.dtype) -> None:
+    """The gradients by hidden states are kept, of the right size for each token, and not the logits."""
+    rows, gradients = [list(range(1 + index, 40 + index)) for index in range(4)], {}
+    for in_pieces in (True, False):
+        lm = LanguageModel(capped(name).to(dtype), Full())
+        body, head = lm.model.base_model, lm.model.get_output_embeddings()  # type: ignore[operator]  # of transformers
+        head.requires_grad_(False)
+        batch = text_batch(rows)
+        if in_pieces:
+            lm.prepare_texts(batch)
+        trained = [weight for weight in body.parameters() if weight.requires_grad]
+
+        def differentiate(lm: LanguageModel = lm, trained: list[nn.Parameter] = trained) -> None:
+            with torch.enable_grad():
+                loss = (lm.text_losses(batch) * torch.arange(1.0, 5.0)).sum()  # noqa: B023
+            gradients[in_pieces] = torch.cat([g.flatten().float() for g in torch.autograd.grad(loss, trained)])  # noqa: B023
+
+        shapes = head_calls(lm, differentiate)
+        assert sum(shape[-2] for shape in shapes) == len(rows[0]) - 1
+        assert (len(shapes) > 1) is in_pieces
+    error = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.02)

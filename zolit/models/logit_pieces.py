@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -30,8 +31,11 @@ class LogitPieces:
     these calls the body does not compute, but returns the hidden states that it has computed for the whole batch.
 
     The logits of a piece have at most half as many numbers as the weight of the head. All this happens within one call
-    of the model. Each forward of a piece gets the columns of the mask that belong to the piece. With gradients, a
-    backward pass computes the logits of a piece again.
+    of the model. Each forward of a piece gets the columns of the mask that belong to the piece.
+
+    With gradients, logits are not kept. If no weight of the head is trained, the gradient of each token's loss by its
+    hidden state is computed with the loss, and kept in place of the logits. Else a backward pass computes the logits of
+    a piece again.
 
     Until ``check`` was called, and if it fails, the logits are those of the whole batch.
 
@@ -67,11 +71,14 @@ class LogitPieces:
             *others, last = _columns(targets.shape[1], width or max(1, size // 2 // rows))
             for columns in others:
                 piece = (output, output[0][:, columns], _cut(inputs, columns), targets[:, columns])
-                if torch.is_grad_enabled():
+                if not torch.is_grad_enabled():
+                    found.append(self._losses_of_piece(*piece))
+                elif self._trains_head(body):
                     again = checkpoint(self._losses_of_piece, *piece, use_reentrant=False, preserve_rng_state=False)
                     found.append(again)
                 else:
-                    found.append(self._losses_of_piece(*piece))
+                    losses_of = partial(self._losses_of_piece, output)
+                    found.append(_LossesWithSlopes.apply(losses_of, *piece[1:]))  # type: ignore[no-untyped-call]  # there
             if not others:
                 return output
             # The model itself goes on with the last piece. Who follows its calls learns the columns from this one.
@@ -81,6 +88,11 @@ class LogitPieces:
         with _replaced(body, in_pieces):
             logits = whole()
         return torch.cat([*found, _losses(logits, targets[:, -logits.shape[1] :])], dim=1)
+
+    def _trains_head(self, body: nn.Module) -> bool:
+        inside = set(body.modules())
+        after = (module for module in self._model.modules() if module not in inside)
+        return any(weight.requires_grad for module in after for weight in module.parameters(recurse=False))
 
     def _losses_of_piece(self, output: Any, states: Tensor, inputs: dict[str, Tensor], targets: Tensor) -> Tensor:
         assert self._body is not None
@@ -118,6 +130,30 @@ class LogitPieces:
             f"model: the logits of {type(self._model).__name__} cannot be computed in pieces, so those of a whole "
             "batch take memory at once; model.micro_batch_size and data.eval_batch_size make a batch smaller"
         )
+
+
+class _LossesWithSlopes(torch.autograd.Function):
+    """Computes the losses of a piece, and in the same pass their gradients by the hidden states of their tokens.
+
+    The loss of a token depends on no other token's state, so one backward pass of the sum gives all gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, losses_of: Callable[..., Tensor], states: Tensor, inputs: dict[str, Tensor], targets: Tensor
+    ) -> Tensor:
+        with torch.enable_grad():
+            leaf = states.detach().requires_grad_()
+            losses = losses_of(leaf, inputs, targets)
+            (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+        ctx.save_for_backward(slopes)
+        return losses.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return None, gradient[..., None] * slopes, None, None
 
 
 def _possible_bodies(model: PreTrainedModel) -> set[nn.Module]:
