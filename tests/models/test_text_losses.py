@@ -259,7 +259,8 @@ def test_a_method_with_a_backward_pass_trains() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "falcon-h1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_frozen_head_computes_its_logits_once(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_frozen_head_computes_its_logits_once(name: str, dtype: torch.dtype, in_parts: bool) -> None:
     """The gradients by hidden states are kept, of the right size for each token, and not the logits."""
     rows, gradients = [list(range(1 + index, 40 + index)) for index in range(4)], {}
     for in_pieces in (True, False):
@@ -273,11 +274,13 @@ def test_a_frozen_head_computes_its_logits_once(name: str, dtype: torch.dtype) -
 
         def differentiate(lm: LanguageModel = lm, trained: list[nn.Parameter] = trained) -> None:
             with torch.enable_grad():
-                loss = (lm.text_losses(batch) * torch.arange(1.0, 5.0)).sum()  # noqa: B023
+                parts = list(batch.split(2)) if in_parts else [batch]  # noqa: B023  # each is computed twice
+                losses = torch.cat(Objective("task", Text(), None).losses_of_parts(lm, parts))
+                loss = (losses * torch.arange(1.0, 5.0)).sum()
             gradients[in_pieces] = torch.cat([g.flatten().float() for g in torch.autograd.grad(loss, trained)])  # noqa: B023
 
         shapes = head_calls(lm, differentiate)
-        assert sum(shape[-2] for shape in shapes) == len(rows[0]) - 1
-        assert (len(shapes) > 1) is in_pieces
+        assert sum(shape[-2] for shape in shapes) == (4 if in_parts else 1) * (len(rows[0]) - 1)
+        assert (len(shapes) > 4) is in_pieces
     error = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
     assert error < (1e-5 if dtype == torch.float32 else 0.02)

@@ -33,6 +33,9 @@ class DirectFeedback(Unprobed):
         layers: How many layers, counted from the last, are trained. None is two thirds of all layers.
         calibration: Number of forwards with noise in the first step, from which the Jacobians are learned. 0 takes all
             layers for the identity.
+        refresh: Number of steps from one correction of the Jacobians to the next. Training moves the weights, so that
+            the Jacobians of the first step fit less and less. A correction takes one forward with noise. 0 corrects
+            nothing. Not used with the identity.
         jacobians: A file that ``zolit calibrate`` has written for the base model. Its Jacobians are taken, and the
             first step makes no forwards with noise. null learns them in the first step.
         head: Train the weights after the last layer too (final norm, head), by their exact gradients.
@@ -43,7 +46,7 @@ class DirectFeedback(Unprobed):
     about: ClassVar = About(
         paper="of this project, after direct feedback alignment, arXiv 1609.01596",
         stages="no probes, Adam on gradients that learned mean Jacobians carry down",
-        forwards="1; 18 in the first step, or 2 with a file of Jacobians",
+        forwards="1, and one more in every tenth; 18 in the first step, or 2 with a file of Jacobians",
         forwards_by_default=1,
         memory="d² numbers per layer, inputs at the loss's tokens, eight bytes per trained weight (factored: few)",
         when="few forwards must do, and a backward pass does not fit into memory",
@@ -59,6 +62,7 @@ class DirectFeedback(Unprobed):
         betas: tuple[float, float] = (0.9, 0.99),
         layers: int | None = None,
         calibration: int = 16,
+        refresh: int = 10,
         jacobians: str | None = None,
         head: bool = False,
         head_probes: int = 64,
@@ -70,6 +74,6 @@ class DirectFeedback(Unprobed):
         super().__init__(
             model,
             lr=lr,
-            update=Feedback(moves, layers, calibration, head, jacobians, head_probes),
+            update=Feedback(moves, layers, calibration, refresh, head, jacobians, head_probes),
             **shared,
         )

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -30,7 +31,8 @@ class LogitPieces:
     cap or a scale. So the model's own forward makes the logits. It is called again for each piece of the columns. In
     these calls the body does not compute, but returns the hidden states that it has computed for the whole batch.
 
-    The logits of a piece have at most half as many numbers as the weight of the head. All this happens within one call
+    The logits of a piece have at most half as many numbers as the weight of the head. With gradients they have at most
+    a sixteenth, because logits, log-probabilities and gradients are there at once. All this happens within one call
     of the model. Each forward of a piece gets the columns of the mask that belong to the piece.
 
     With gradients, logits are not kept. If no weight of the head is trained, the gradient of each token's loss by its
@@ -68,7 +70,8 @@ class LogitPieces:
         def in_pieces(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
             rows, _, size = output[0].shape
-            *others, last = _columns(targets.shape[1], width or max(1, size // 2 // rows))
+            share = 16 if torch.is_grad_enabled() else 2
+            *others, last = _columns(targets.shape[1], width or max(1, size // share // rows))
             for columns in others:
                 piece = (output, output[0][:, columns], _cut(inputs, columns), targets[:, columns])
                 if not torch.is_grad_enabled():
@@ -142,7 +145,8 @@ class _LossesWithSlopes(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, losses_of: Callable[..., Tensor], states: Tensor, inputs: dict[str, Tensor], targets: Tensor
     ) -> Tensor:
-        with torch.enable_grad():
+        # A checkpoint around the forward must not keep this graph, or it would compute the whole forward again.
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
             leaf = states.detach().requires_grad_()
             losses = losses_of(leaf, inputs, targets)
             (slopes,) = torch.autograd.grad(losses.sum(), leaf)
@@ -154,6 +158,10 @@ class _LossesWithSlopes(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
         return None, gradient[..., None] * slopes, None, None
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _possible_bodies(model: PreTrainedModel) -> set[nn.Module]:

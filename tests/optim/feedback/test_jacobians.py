@@ -60,7 +60,7 @@ def learned(
     jacobians = Jacobians(ResidualStream(model).layers, forwards)
     base = BasePoint(model, closure, collectives or Collectives(), Step(0, 0), 0.0)
     with torch.no_grad():
-        with jacobians.watching(model):
+        with jacobians.watching(model, Step(0, 0)):
             closure()
         jacobians.learn(base)
     jacobians.keep()
@@ -150,12 +150,12 @@ def test_nothing_is_kept_of_a_step_that_is_skipped() -> None:
     inputs = torch.randn(16, 8, WIDTH)
     jacobians = Jacobians(ResidualStream(model).layers, 2)
     with torch.no_grad():
-        with jacobians.watching(model):
+        with jacobians.watching(model, Step(0, 0)):
             model(inputs)
         with pytest.raises(NotFinite):
             jacobians.learn(BasePoint(model, lambda: model(inputs).mean() * torch.nan, Collectives(), Step(0, 0), 0.0))
     jacobians.forget()
     jacobians.keep()
-    assert jacobians.due
+    assert jacobians.is_due(Step(0, 1))
     delta = torch.randn(4, WIDTH)
     assert torch.equal(jacobians.pulled_back("layers.1", delta), delta)

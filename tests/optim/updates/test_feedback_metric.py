@@ -39,7 +39,7 @@ def test_errors_vanish(dtype: torch.dtype) -> None:
     for _ in range(30):
         optimizer.step(errors(model))
         forwards.append(optimizer.last_step.forward_passes)
-    assert set(forwards) == {1}
+    assert set(forwards) == {1, 2}  # two where the Jacobians are corrected
     assert float(errors(model)().mean()) == 0.0
 
 

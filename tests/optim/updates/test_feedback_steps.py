@@ -91,7 +91,7 @@ def test_a_first_step_that_is_skipped_is_made_again() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_language_model_learns_from_forwards_alone(dtype: torch.dtype) -> None:
-    """The first step takes 4 + 2 forwards, others one. Weights of 16 bits move by less than their spacing."""
+    """The first step takes 4 + 2 forwards, others one or two. Weights of 16 bits move by less than their spacing."""
     model = build("llama").to(dtype)
     optimizer = DirectFeedback(model, lr=1e-3, calibration=4)
     before, weights = float(text_loss(model)().detach()), weights_of(model)
@@ -100,7 +100,7 @@ def test_a_language_model_learns_from_forwards_alone(dtype: torch.dtype) -> None
         optimizer.step(text_loss(model))
         forwards.append(optimizer.last_step.forward_passes)
     assert forwards[0] == 4 + 3  # the loss looks at all tokens
-    assert set(forwards[1:]) == {1}
+    assert forwards[1:] == [2 if index % 10 == 0 else 1 for index in range(1, 30)]
     assert float(text_loss(model)().detach()) < 0.9 * before
     moved = {name for name, value in weights_of(model).items() if not torch.equal(value, weights[name])}
     assert moved == {f"model.layers.{i}.{w}.weight" for i in (0, 1) for w in ("self_attn.o_proj", "mlp.down_proj")}

@@ -62,7 +62,7 @@ class Calibration:
         """
         step = Step(self._seed, self._forwards)
         base = BasePoint(self._model, closure, Collectives(), step, 0.0)
-        with self._noisy.watching(self._model):
+        with self._noisy.watching(self._model, step):
             base.loss()
         equations = self._equations.setdefault(held_out, self._noisy.empty())
         with self._noisy.noise(step, 0, equations):

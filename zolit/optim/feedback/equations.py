@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from zolit.optim.precision import without_autocast
 from zolit.optim.randomness import Generators, Step, key_of
 
 _PURPOSE = key_of("noise in the hidden states")
+_TOKENS = key_of("tokens of mean Jacobians")
 _NOISE = 0.05
 _RIDGE = 0.01
 _OUTLIER = 4.0
@@ -40,22 +41,12 @@ class Equations:
         self.tokens = torch.zeros((), dtype=torch.int64, device=like.device)
 
     def add(self, u: Tensor, w: Tensor, counts: Tensor) -> None:
-        """Adds one equation for each token. Rows that do not count become zero, so that no GPU is waited for.
-
-        Args:
-            u: Shape (tokens, d), float32.
-            w: Shape (tokens, d), float32.
-            counts: Which tokens count, shape (tokens,), bool. Of these, tokens whose u or w is four times as long as
-                the median are left out.
-        """
-        for change in (u, w):
-            length = change.norm(dim=1).masked_fill(~counts, torch.nan)
-            counts = counts & (length <= _OUTLIER * length.nanmedian())
-        u, w = (change.masked_fill(~counts[:, None], 0.0) for change in (u, w))
+        """Adds one equation for each token that counts; see ``without_outliers``."""
+        u, w = without_outliers(u, w, counts)
         self.squares += u.t() @ u
         self.products += w.t() @ u
         self.size += w.square().sum()
-        self.tokens += counts.sum()
+        self.tokens += u.any(1).sum()
 
     def solved(self) -> Tensor:
         """Returns A = (Σ w uᵀ)(Σ u uᵀ + λI)⁻¹, shape (d, d); 0 without equations. λ is .01 of the mean diagonal."""
@@ -77,6 +68,13 @@ class Equations:
             return (2.0 * both - own) / self.size if self.size > 0.0 else torch.ones_like(self.size)
 
 
+class Sums(Protocol):
+    """What takes the equations of a layer."""
+
+    def add(self, u: Tensor, w: Tensor, counts: Tensor) -> None:
+        """Adds one equation for each token that counts; see ``without_outliers``."""
+
+
 class NoisyForwards:
     """Adds noise to the input of every layer, and collects the equations of all layers.
 
@@ -95,8 +93,14 @@ class NoisyForwards:
         self._clean: dict[str, list[_States]] = {}
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Keeps the hidden states of the forward without noise, which is made within the context."""
+    def watching(self, model: nn.Module, step: Step, most: int | None = None) -> Iterator[None]:
+        """Keeps the hidden states of the forward without noise, which is made within the context.
+
+        Args:
+            model: The model.
+            step: If only some tokens are kept, their choice is hashed from it.
+            most: How many tokens of each call are kept; None keeps all.
+        """
         self._clean = {name: [] for name in self._layers}
         calls = ModelCalls(model)
         inputs: dict[str, Tensor] = {}
@@ -105,10 +109,13 @@ class NoisyForwards:
             inputs[name] = hidden_input(args, kwargs).detach().clone()
 
         def after(name: str, output: Any) -> None:
-            hidden = hidden_output(output).detach().clone()
-            counts = _counted(hidden, calls.kept(hidden))
-            before = inputs.pop(name)
-            self._clean[name].append(_States(before, hidden, counts, _NOISE * _typical(before, counts)))
+            before, after = inputs.pop(name), hidden_output(output).detach()
+            counts = _counted(after, calls.kept(after))
+            noise = _NOISE * _typical(before, counts)
+            counts = counts.flatten()
+            places = self._some(step.key(_TOKENS, len(self._clean[name])), counts, most)
+            kept = (_at(before, places), _at(after, places).clone(), counts if places is None else counts[places])
+            self._clean[name].append(_States(*kept, noise, places))
 
         with calls.followed(), self._hooks(before, after):
             yield
@@ -118,7 +125,7 @@ class NoisyForwards:
         return {name: Equations(states[0].before) for name, states in self._clean.items()}
 
     @contextmanager
-    def noise(self, step: Step, forward: int, equations: Mapping[str, Equations]) -> Iterator[None]:
+    def noise(self, step: Step, forward: int, equations: Mapping[str, Sums], is_last: bool = False) -> Iterator[None]:
         """Adds noise to the input of each layer, and the equations of each call to those of the layer.
 
         A forward on the batch of ``watching`` is made within the context.
@@ -127,6 +134,7 @@ class NoisyForwards:
             step: The keys of the noise are hashed from it, and from ``forward``.
             forward: The number of the forward within the step.
             equations: Those of each layer, by its name.
+            is_last: Whether no other forward follows. The states without noise are then freed layer by layer.
         """
         places = {name: place for place, name in enumerate(self._layers)}
         calls = dict.fromkeys(self._layers, 0)
@@ -138,16 +146,18 @@ class NoisyForwards:
             generator = self._generators.seeded(key, hidden.device)
             noise = torch.randn(hidden.shape, generator=generator, device=hidden.device, dtype=torch.float32)
             noisy = (hidden.float() + noise * states.noise).to(hidden.dtype)
-            inputs[name] = noisy.clone()  # a layer may add to its input in place
+            inputs[name] = _at(noisy, states.places).clone()  # a layer may add to its input in place
             return with_hidden_input(args, kwargs, noisy)
 
         def after(name: str, output: Any) -> None:
             states = self._clean[name][calls[name]]
+            if is_last:
+                self._clean[name][calls[name]] = _NOTHING
             calls[name] += 1
             with without_autocast(states.before.device):
-                u = _rows(inputs.pop(name)) - _rows(states.before)
-                w = _rows(hidden_output(output)) - _rows(states.after) - u
-                equations[name].add(u, w, states.counts.flatten())
+                u = inputs.pop(name).float() - states.before.float()
+                w = _at(hidden_output(output), states.places).float() - states.after.float() - u
+                equations[name].add(u, w, states.counts)
 
         with self._hooks(before, after):
             yield
@@ -155,6 +165,14 @@ class NoisyForwards:
     def forget(self) -> None:
         """Drops the hidden states of the forward without noise."""
         self._clean = {}
+
+    def _some(self, key: int, counts: Tensor, most: int | None) -> Tensor | None:
+        """Returns the places of a random choice of tokens, of those that count first; None if all are kept."""
+        if most is None or most >= len(counts):
+            return None
+        generator = self._generators.seeded(key, counts.device)
+        order = torch.rand(counts.shape, generator=generator, device=counts.device)
+        return (order + counts).topk(most).indices
 
     @contextmanager
     def _hooks(
@@ -180,20 +198,43 @@ class _States(NamedTuple):
     """The hidden states of a call of a layer without noise.
 
     Attributes:
-        before: The input of the layer.
-        after: Its output.
-        counts: Which tokens are neither padding nor the first of a text, of the shape of the states without d.
+        before: The input of the layer, shape (tokens, d).
+        after: Its output, of the same shape.
+        counts: Which tokens are neither padding nor the first of a text, shape (tokens,).
         noise: The standard deviation of the noise, shape ().
+        places: Places of these tokens among all of the call, shape (tokens,); None if they are all.
     """
 
     before: Tensor
     after: Tensor
     counts: Tensor
     noise: Tensor
+    places: Tensor | None
 
 
-def _rows(hidden: Tensor) -> Tensor:
-    return hidden.float().flatten(0, -2)
+_EMPTY = torch.empty(0)
+_NOTHING = _States(_EMPTY, _EMPTY, _EMPTY, _EMPTY, None)
+
+
+def without_outliers(u: Tensor, w: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns u and w with zeros in the rows that do not count. Rows stay, so that no GPU is waited for.
+
+    Args:
+        u: Shape (tokens, d), float32.
+        w: Shape (tokens, d), float32.
+        counts: Which tokens count, shape (tokens,), bool. Of these, tokens whose u or w is four times as long as the
+            median are left out.
+    """
+    for change in (u, w):
+        length = change.norm(dim=1).masked_fill(~counts, torch.nan)
+        counts = counts & (length <= _OUTLIER * length.nanmedian())
+    return u.masked_fill(~counts[:, None], 0.0), w.masked_fill(~counts[:, None], 0.0)
+
+
+def _at(hidden: Tensor, places: Tensor | None) -> Tensor:
+    """Returns the rows of hidden states at some places, shape (tokens, d)."""
+    rows = hidden.flatten(0, -2)
+    return rows if places is None else rows[places]
 
 
 def _counted(hidden: Tensor, kept: Tensor | None) -> Tensor:

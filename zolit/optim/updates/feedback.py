@@ -45,6 +45,8 @@ class Feedback(Update):
         rule: Moves a weight by its S.
         layers: How many layers, counted from the last, are trained; None is two thirds.
         calibration: Number of forwards with noise in the first step; 0 takes the layers for the identity.
+        refresh: Number of steps from one correction of the Jacobians to the next. It makes one forward with noise more.
+            0 corrects nothing.
         head: Whether the weights after the last layer are trained too, by their exact gradients.
         jacobians: A file of ``zolit calibrate``, whose Jacobians are taken in place of a calibration. It is read in the
             first step, and not in a resumed run, whose state has the Jacobians.
@@ -62,6 +64,7 @@ class Feedback(Update):
         rule: Rule,
         layers: int | None = None,
         calibration: int = 16,
+        refresh: int = 10,
         head: bool = False,
         jacobians: str | None = None,
         head_probes: int = 64,
@@ -69,9 +72,11 @@ class Feedback(Update):
         require(layers is None or layers >= 1, f"layers: at least 1 layer is trained, not {layers}")
         require(head_probes >= 1, f"head_probes: at least 1 pair of moves is needed, not {head_probes}")
         require(calibration >= 0, f"calibration: the number of forwards must be at least 0, not {calibration}")
+        require(refresh >= 0, f"refresh: the number of steps must be at least 0, not {refresh}")
         self._rule = rule
         self._num_layers = layers
         self._calibration = calibration if jacobians is None else 0
+        self._refresh = refresh
         self._file = jacobians
         self._pairs = head_probes
         self._head = head
@@ -79,7 +84,7 @@ class Feedback(Update):
         self._writers: list[Writer] | None = None
         self._found: list[Writer] = []
         self._inputs: dict[str, list[Tensor]] = {}
-        self._deltas: dict[int, Tensor] = {}
+        self._delta = torch.empty(0)
         self._tail: dict[Weight, Tensor] = {}
         self._collectives = Collectives()
 
@@ -98,7 +103,7 @@ class Feedback(Update):
         require(trained <= len(layers), f"layers: the model has {len(layers)} layers, so {trained} cannot be trained")
         self._first = len(layers) - trained
         inner = list(layers)[self._first + 1 :]
-        self._jacobians = Jacobians({name: layers[name] for name in inner}, self._calibration)
+        self._jacobians = Jacobians({name: layers[name] for name in inner}, self._calibration, self._refresh)
         self._file = self._file if inner else None
         self._weights = {id(weight.parameter): weight for weight in weights}
         held = {id(p) for layer in layers.values() for p in layer.parameters()}
@@ -108,24 +113,20 @@ class Feedback(Update):
         """Computes δ at every layer, and keeps the inputs of the writers; see ``Stage.prepare``."""
         self._collectives = base.collectives
         self._found = self._find_writers(base) if self._writers is None else self._writers
-        tail = self._forward(base)
+        due = self._jacobians.is_due(base.step)
         columns = self._columns
+        tail = self._forward(base, columns, due)
         while tail.beyond:
             columns = self._columns_of(tail, base.collectives)
-            tail = self._forward(base, columns)
-        if self._jacobians.due:
+            tail = self._forward(base, columns, due)
+        if due:
             self._jacobians.learn(base)
         if self._file is not None and not self._jacobians.learned:
             self._read_jacobians(self._file, tail.deltas[0].shape[-1])
         self._columns = columns
         self._tail = tail.weights
         with without_autocast(tail.deltas[0].device):
-            delta = torch.cat([_last(delta, columns).flatten(0, -2) for delta in tail.deltas])
-            names = list(self._stream.layers)
-            self._deltas = {len(names) - 1: delta}
-            for index in range(len(names) - 1, self._first, -1):
-                delta = self._jacobians.pulled_back(names[index], delta)
-                self._deltas[index - 1] = delta
+            self._delta = torch.cat([_last(delta, columns).flatten(0, -2) for delta in tail.deltas])
 
     def _read_jacobians(self, file: str, width: int) -> None:
         names = list(self._stream.layers)
@@ -151,22 +152,21 @@ class Feedback(Update):
     def _parameter(self, module: str, name: str) -> nn.Parameter | None:
         return self._model.get_submodule(module)._parameters.get(name)
 
-    def _forward(self, base: BasePoint, columns: int | None = None) -> TailGradients:
+    def _forward(self, base: BasePoint, columns: int, is_watched: bool) -> TailGradients:
         """Makes a forward, and keeps the inputs of writers, of their feeders and of norms at the last columns."""
-        kept = self._columns if columns is None else columns
         names = {name for w in self._found for name in (w.module, w.feeder, *w.norms) if name}
         self._inputs = {name: [] for name in sorted(names)}
 
         def on_input(name: str, value: Tensor) -> None:
             rows = self._stream.rows  # some layers join batch and tokens
-            self._inputs[name].append(_last(value.reshape(*rows, -1), kept).clone())
+            self._inputs[name].append(_last(value.reshape(*rows, -1), columns).clone())
 
         with ExitStack() as contexts:
             contexts.enter_context(watched_inputs({n: self._model.get_submodule(n) for n in names}, on_input))
-            if self._jacobians.due:
-                contexts.enter_context(self._jacobians.watching(self._model))
+            if is_watched:
+                contexts.enter_context(self._jacobians.watching(self._model, base.step))
             made = base.tail_loss(self._stream.tail(), self._outside)
-        return base.tail_gradients(made, self._outside, kept, lambda made: self._probes.deltas(base, made))
+        return base.tail_gradients(made, self._outside, columns, lambda made: self._probes.deltas(base, made))
 
     def _columns_of(self, tail: TailGradients, collectives: Collectives) -> int:
         """Returns how many columns to keep so that δ is zero in all others, on all ranks, with some to spare."""
@@ -181,7 +181,7 @@ class Feedback(Update):
 
     def rollback(self) -> None:
         """Drops what ``prepare`` computed; see ``Update.rollback``."""
-        self._inputs, self._deltas, self._tail = {}, {}, {}
+        self._inputs, self._tail, self._delta = {}, {}, torch.empty(0)
         self._stream.forget()
         self._jacobians.forget()
 
@@ -204,17 +204,26 @@ class Feedback(Update):
         self._rule.descend(weight, read, gradient.directions.chunks(weight), lr, step)
 
     def _gradients(self) -> Iterator[tuple[Weight, Tensor]]:
-        """Yields the trained weights of the writers with their S, one at a time, float32."""
-        for writer in self._found:
-            with without_autocast(self._deltas[writer.layer].device):
-                delta = self._before_norms(writer)
-                yield from self._products(writer.module, writer.transposed, delta)
-                if writer.feeder:
-                    matrix = self._parameter(writer.module, "weight")
-                    assert matrix is not None
-                    wide = matrix.detach().float()
-                    fed = delta @ (wide.t() if writer.transposed else wide)
-                    yield from self._products(writer.feeder, writer.feeder_transposed, fed)
+        """Yields the trained weights of the writers with their S, from the last layer down, one at a time, float32."""
+        names, delta = list(self._stream.layers), self._delta
+        for index in range(len(names) - 1, self._first - 1, -1):
+            for writer in self._found:
+                if writer.layer == index:
+                    yield from self._of_writer(writer, delta)
+            if index > self._first:
+                with without_autocast(delta.device):
+                    delta = self._jacobians.pulled_back(names[index], delta)
+
+    def _of_writer(self, writer: Writer, delta: Tensor) -> Iterator[tuple[Weight, Tensor]]:
+        with without_autocast(delta.device):
+            delta = self._before_norms(writer, delta)
+            yield from self._products(writer.module, writer.transposed, delta)
+            if writer.feeder:
+                matrix = self._parameter(writer.module, "weight")
+                assert matrix is not None
+                wide = matrix.detach().float()
+                fed = delta @ (wide.t() if writer.transposed else wide)
+                yield from self._products(writer.feeder, writer.feeder_transposed, fed)
 
     def _products(self, module: str, transposed: bool, delta: Tensor) -> Iterator[tuple[Weight, Tensor]]:
         weight, bias = (self._weights.get(id(self._parameter(module, name))) for name in ("weight", "bias"))
@@ -229,9 +238,8 @@ class Feedback(Update):
         rows = torch.cat([value.flatten(0, -2) for value in self._inputs[module]]).float()
         return rows.masked_fill(~delta.any(1, keepdim=True), 0.0)
 
-    def _before_norms(self, writer: Writer) -> Tensor:
-        """Returns δ at the output of a writer, shape (tokens, d): through the norms behind it, one after the other."""
-        delta = self._deltas[writer.layer]
+    def _before_norms(self, writer: Writer, delta: Tensor) -> Tensor:
+        """Returns δ at the output of a writer, shape (tokens, d): from that of its layer, through the norms between."""
         for place in reversed(writer.path):
             if isinstance(place, float):
                 delta = delta * place
@@ -246,7 +254,7 @@ class Feedback(Update):
     def scratch_bytes(self) -> int:
         """Returns the bytes of the rule, the Jacobians, δ and the kept inputs; see ``Stage.scratch_bytes``."""
         inputs = [value for values in self._inputs.values() for value in values]
-        held = [*self._jacobians.learned.values(), *self._deltas.values(), *self._tail.values(), *inputs]
+        held = [*self._jacobians.learned.values(), self._delta, *self._tail.values(), *inputs]
         return self._rule.scratch_bytes() + sum(tensor.nbytes for tensor in held)
 
     def state_dict(self) -> dict[str, Any]:
