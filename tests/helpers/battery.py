@@ -75,6 +75,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "first order, last layer": ("FirstOrder", {"layers": 1, "keep_gradients": False}),
     "direct feedback": ("DirectFeedback", {}),
     "direct feedback, identity": ("DirectFeedback", {"calibration": 0, "layers": 2}),
+    "direct feedback, refreshed": ("DirectFeedback", {"calibration": 4, "refresh": 1}),
     "direct feedback, with head": ("DirectFeedback", {"calibration": 4, "head": True}),
 }
 

@@ -14,6 +14,7 @@ WAITS: dict[str, int] = {
     **{name: 4 for name in METHODS if "curvzo" in name},
     "per example, by curvature": 2,
     "bszo, b": 2,
+    "direct feedback, refreshed": 2,  # the loss of a correction's forward
     "mezo-gv": 2,
     "mezo-greedy": 2,
     "agzo": 2,  # the loss at θ is read before the directions are drawn

@@ -6,8 +6,9 @@
 Weights are bfloat16, and a batch has 16 rows of 40 tokens. ``costs.csv`` gets, for each method, the peak of the memory
 that tensors hold in a step, divided by the peak of a forward (both with the weights), and the time and the operations
 of a step, in forwards. The time is the median of five rounds; in each round a forward stands beside a step. The first
-step is not counted. Nothing else should run on the machine. With ``--texts`` each token but the first is predicted, and
-the file is ``costs-texts.csv``.
+step is not counted. If every tenth step costs more, the peak is that of ten steps, and time and operations are their
+means. Nothing else should run on the machine. With ``--texts`` each token but the first is predicted, and the file is
+``costs-texts.csv``.
 """
 
 from __future__ import annotations
@@ -66,9 +67,13 @@ def measure(folder: str, made: Entry, kind: type[Workload]) -> tuple[float, floa
     def step() -> None:
         optimizers[0].step(lambda: workload.losses(optimizers[0].batch_repeats))
 
-    peak = workload.weight_bytes + peak_bytes(workload.device, prepare, step)
+    def steps() -> None:
+        for _ in range(made.period):
+            step()
+
+    peak = workload.weight_bytes + peak_bytes(workload.device, prepare, steps)
     with FlopCounter() as counter:
-        step()
+        steps()
     with FlopCounter() as plain:
         workload.inference()
     ratios = []
@@ -76,9 +81,9 @@ def measure(folder: str, made: Entry, kind: type[Workload]) -> tuple[float, floa
         start = time.perf_counter()
         workload.inference()
         middle = time.perf_counter()
-        step()
-        ratios.append((time.perf_counter() - middle) / (middle - start))
-    return peak / inference, median(ratios), counter.flops / plain.flops
+        steps()
+        ratios.append((time.perf_counter() - middle) / (middle - start) / made.period)
+    return peak / inference, median(ratios), counter.flops / plain.flops / made.period
 
 
 def main() -> None:

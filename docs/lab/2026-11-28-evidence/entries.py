@@ -25,12 +25,14 @@ class Entry:
         rates: The four rates; empty for multiples of ``lr: auto``.
         lora: Whether adapters are trained instead of all weights.
         batch: Examples of a step.
+        period: Number of steps after which their costs repeat.
     """
 
     make: Callable[..., ZerothOrder]
     rates: tuple[float, ...] = ()
     lora: bool = False
     batch: int = 16
+    period: int = 1
 
 
 def entry(method: type[ZerothOrder], *rates: float, lora: bool = False, batch: int = 16, **options: Any) -> Entry:
@@ -39,7 +41,7 @@ def entry(method: type[ZerothOrder], *rates: float, lora: bool = False, batch: i
     def make(model: nn.Module, lr: Any, seed: int) -> ZerothOrder:
         return method(model, lr=lr, seed=seed, **options)
 
-    return Entry(make, rates, lora, batch)
+    return Entry(make, rates, lora, batch, 10 if method is zolit.DirectFeedback else 1)
 
 
 def probe(model: nn.Module, lr: Any, seed: int) -> ZerothOrder:
@@ -58,6 +60,7 @@ METHODS: dict[str, Entry] = {
     "CurvZO": entry(zolit.CurvZO),
     "PerExample": entry(zolit.PerExample),
     "DirectFeedback, identity": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4, calibration=0),
+    "DirectFeedback, refresh 0": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4, refresh=0),
     "DirectFeedback, factored": entry(zolit.DirectFeedback, 3e-5, 1e-4, 3e-4, 1e-3, rule="factored"),
     "FirstOrder, last 4 layers": entry(zolit.FirstOrder, 3e-5, 1e-4, 3e-4, 1e-3, layers=4),
     "FirstOrder, last 4 layers, frugal": entry(
