@@ -63,7 +63,7 @@ def learned(
         with jacobians.watching(model, Step(0, 0)):
             closure()
         jacobians.learn(base)
-    jacobians.keep()
+    jacobians.keep(Collectives())
     return jacobians.learned, base
 
 
@@ -155,7 +155,7 @@ def test_nothing_is_kept_of_a_step_that_is_skipped() -> None:
         with pytest.raises(NotFinite):
             jacobians.learn(BasePoint(model, lambda: model(inputs).mean() * torch.nan, Collectives(), Step(0, 0), 0.0))
     jacobians.forget()
-    jacobians.keep()
+    jacobians.keep(Collectives())
     assert jacobians.is_due(Step(0, 1))
     delta = torch.randn(4, WIDTH)
     assert torch.equal(jacobians.pulled_back("layers.1", delta), delta)

@@ -59,7 +59,7 @@ def corrected(
             with jacobians.watching(model, step):
                 closure()
             jacobians.learn(BasePoint(model, closure, collectives or Collectives(), step, 0.0))
-        jacobians.keep()
+        jacobians.keep(collectives or Collectives())
 
 
 def test_jacobians_follow_the_weights() -> None:
@@ -121,6 +121,8 @@ def test_what_is_not_finite_changes_nothing() -> None:
     inputs = torch.randn(16, 8, WIDTH)
     with pytest.raises(NotFinite):
         corrected(model, jacobians, lambda: model(inputs).mean() * torch.nan, 1)
+    jacobians.forget()
+    jacobians.keep(Collectives())
     assert same(jacobians.learned, before)
     model.layers[1].register_forward_hook(lambda _, __, output: output * torch.inf)
     model.layers[2].register_forward_hook(lambda _, __, output: torch.ones_like(output))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zolit.optim.base_point import BasePoint, NotFinite
+from zolit.optim.collectives import Collectives
 from zolit.optim.feedback.equations import NoisyForwards, all_finite
 from zolit.optim.feedback.refresh import TOKENS, Correction
 from zolit.optim.randomness import Step
@@ -39,6 +40,7 @@ class Jacobians:
         self._forwards = forwards if layers else 0
         self._refresh = refresh
         self._pending: dict[str, Tensor] = {}
+        self._corrections: dict[str, Correction] = {}
         self.learned: dict[str, Tensor] = {}
         weights = [weight for layer in layers.values() for weight in layer.parameters() if weight.is_floating_point()]
         narrow = any(weight.element_size() <= 2 for weight in weights)
@@ -57,17 +59,18 @@ class Jacobians:
     def learn(self, base: BasePoint) -> None:
         """Makes the forwards with noise. Called after the forward within ``watching``, on the same batch.
 
-        What the first step learns counts after ``keep`` only, because the step may still be skipped. A correction
-        counts at once: a copy of all Jacobians would take more memory. A correction that is not finite changes nothing.
+        What is learned counts after ``keep`` only, because a step may still be skipped.
 
         Raises:
-            NotFinite: If a loss or a Jacobian of the first step is not finite.
+            NotFinite: If a loss, or a Jacobian of the first step, is not finite.
         """
         if self.learned:
-            self._correct(base)
+            self._corrections = {name: Correction(self._kind) for name in self._names}
+            with self._noisy.noise(base.step, 0, self._corrections, is_last=True):
+                base.loss()
+            self._noisy.forget()
         else:
             self._measure(base)
-        self._noisy.forget()
 
     def _measure(self, base: BasePoint) -> None:
         equations = self._noisy.empty()
@@ -82,31 +85,25 @@ class Jacobians:
         if not all_finite(self._pending.values()):
             raise NotFinite("the calibration")
 
-    def _correct(self, base: BasePoint) -> None:
-        corrections = {name: Correction(self._kind) for name in self._names}
-        with self._noisy.noise(base.step, 0, corrections, is_last=True):
-            base.loss()
-        for name in self._names:
-            own = corrections.pop(name)
-            jacobian = self._on(name, own.device).float()
-            change = base.collectives.all_mean(own.of(jacobian))
-            change = change.where(change.isfinite().all(), 0.0)
-            self.learned[name] = (jacobian + change).to(self._kind)
+    def keep(self, collectives: Collectives) -> None:
+        """Keeps what ``learn`` has learned. Called when the step is not skipped, before ``pulled_back``.
 
-    def keep(self) -> None:
-        """Keeps what ``learn`` has learned. Called when the step is not skipped."""
+        A correction that is not finite changes nothing.
+        """
         self.learned.update(self._pending)
-        self._pending = {}
+        for name, own in self._corrections.items():
+            jacobian = self._on(name, own.device).float()
+            change = collectives.all_mean(own.of(jacobian))
+            self.learned[name] = (jacobian + change.where(change.isfinite().all(), 0.0)).to(self._kind)
+        self._pending, self._corrections = {}, {}
 
     def forget(self) -> None:
         """Drops what ``learn`` has learned. Called when the step is skipped."""
         self._noisy.forget()
-        self._pending = {}
+        self._pending, self._corrections = {}, {}
 
     def pulled_back(self, name: str, delta: Tensor) -> Tensor:
         """Returns (I + A_l)ᵀδ for each row δ, the gradient before layer l; shape (rows, d), float32."""
-        if name in self._pending:
-            return delta + delta @ self._pending[name].float()
         return delta + delta @ self._on(name, delta.device).float() if name in self.learned else delta
 
     def _on(self, name: str, device: torch.device) -> Tensor:

@@ -189,7 +189,7 @@ class Feedback(Update):
         """Moves one matrix after the other by its S; see ``Update.apply``."""
         self._rule.begin_step()
         self._writers = self._found
-        self._jacobians.keep()
+        self._jacobians.keep(self._collectives)
         for weight, own in self._gradients():
             flat = self._collectives.all_mean(own).flatten()
             self._move(weight, flat, gradient, lr, step)
