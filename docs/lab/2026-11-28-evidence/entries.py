@@ -62,6 +62,9 @@ METHODS: dict[str, Entry] = {
     "DirectFeedback, identity": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4, calibration=0),
     "DirectFeedback, refresh 0": entry(zolit.DirectFeedback, 1e-4, 2e-4, 4e-4, 8e-4, refresh=0),
     "DirectFeedback, factored": entry(zolit.DirectFeedback, 3e-5, 1e-4, 3e-4, 1e-3, rule="factored"),
+    "DirectFeedback, factored, refresh 0": entry(
+        zolit.DirectFeedback, 3e-5, 1e-4, 3e-4, 1e-3, rule="factored", refresh=0
+    ),
     "FirstOrder, last 4 layers": entry(zolit.FirstOrder, 3e-5, 1e-4, 3e-4, 1e-3, layers=4),
     "FirstOrder, last 4 layers, frugal": entry(
         zolit.FirstOrder, 1e-4, 3e-4, 1e-3, 3e-3, rule="factored", keep_gradients=False, layers=4

@@ -72,9 +72,9 @@ def draw_costs(problem: str) -> None:
     rows = tables[max(tables)]
     steps = {r["method"]: int(r["steps"]) for r in read("results") if r["problem"] == problem}
     figure, axes = plt.subplots(1, 3, figsize=(17, 5))
-    for label, row in rows.items():
-        if label not in METHODS:
-            continue
+    shown = sorted((label for label in rows if label in METHODS), key=lambda name: rows[name].loss[0])
+    for number, label in enumerate(shown, 1):
+        row = rows[label]
         own = costs.get(label, {"memory_over_inference": "1.0", "seconds_over_forward": "1.0"})
         memory = float(own["memory_over_inference"])
         time = float(own["seconds_over_forward"]) * steps[label]
@@ -83,14 +83,16 @@ def draw_costs(problem: str) -> None:
             (axes[1], memory, row.score[0]),
             (axes[2], time, row.loss[0]),
         ):
-            axis.plot(x, y, "o", color=color(label))
-            axis.annotate(label, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points", rotation=15)
+            name = f"{number}  {label}" if axis is axes[2] else None
+            axis.plot(x, y, "o", color=color(label), label=name, markersize=13, alpha=0.6)
+            axis.annotate(str(number), (x, y), fontsize=8, ha="center", va="center", color="white")
     for axis in axes[:2]:
         axis.set_xscale("log")
         axis.minorticks_off()
         axis.set_xticks([1.0, 1.5, 2, 4, 8], ["1.0", "1.5", "2", "4", "8"])
         axis.set_xlabel("peak memory of a step / peak memory of inference")
     axes[2].set_xlabel("time of the run, in plain forwards")
+    axes[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
     for axis, name in zip(axes, ("held-out loss", "held-out accuracy, %", "held-out loss"), strict=True):
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
