@@ -81,7 +81,7 @@ class LogitPieces:
                     found.append(again)
                 else:
                     losses_of = partial(self._losses_of_piece, output)
-                    found.append(_LossesWithSlopes.apply(losses_of, *piece[1:]))  # type: ignore[no-untyped-call]  # there
+                    found.append(_LossesWithSlopes.apply(losses_of, *piece[1:]))  # type: ignore[no-untyped-call]  # in torch
             if not others:
                 return output
             # The model itself goes on with the last piece. Who follows its calls learns the columns from this one.

@@ -30,7 +30,7 @@ def errors(model: nn.Module) -> Callable[[], Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_errors_vanish(dtype: torch.dtype) -> None:
-    """A step makes one forward, whatever the number of probes; the loss of the report is that of the forward."""
+    """Probes of the head are no forwards; every tenth step makes a second one. The loss is that of the first."""
     model = build("llama").to(dtype)
     optimizer = DirectFeedback(model, lr=3e-3, calibration=2)
     first = float(errors(model)().mean())
@@ -39,7 +39,7 @@ def test_errors_vanish(dtype: torch.dtype) -> None:
     for _ in range(30):
         optimizer.step(errors(model))
         forwards.append(optimizer.last_step.forward_passes)
-    assert set(forwards) == {1, 2}  # two where the Jacobians are corrected
+    assert forwards == [2 if index % 10 == 0 else 1 for index in range(1, 31)]
     assert float(errors(model)().mean()) == 0.0
 
 

@@ -150,6 +150,7 @@ REFUSED: list[tuple[str, Callable[[nn.Module], object]]] = [
     ("layers: at least 1 layer", lambda model: DirectFeedback(model, layers=0)),
     ("layers: the model has 2 layers", lambda model: DirectFeedback(model, layers=3)),
     ("calibration: the number of forwards", lambda model: DirectFeedback(model, calibration=-1)),
+    ("refresh: the number of steps", lambda model: DirectFeedback(model, refresh=-1)),
     ("head_probes: at least 1 pair", lambda model: DirectFeedback(model, head_probes=0)),
     ("needs the loss of each row", lambda model: DirectFeedback(model).step(mean_score(model))),
     ("by their exact gradients, which this loss", lambda model: DirectFeedback(model, head=True).step(scores(model))),

@@ -68,7 +68,7 @@ class Equations:
             return (2.0 * both - own) / self.size if self.size > 0.0 else torch.ones_like(self.size)
 
 
-class Sums(Protocol):
+class Receiver(Protocol):
     """What takes the equations of a layer."""
 
     def add(self, u: Tensor, w: Tensor, counts: Tensor) -> None:
@@ -125,7 +125,9 @@ class NoisyForwards:
         return {name: Equations(states[0].before) for name, states in self._clean.items()}
 
     @contextmanager
-    def noise(self, step: Step, forward: int, equations: Mapping[str, Sums], is_last: bool = False) -> Iterator[None]:
+    def noise(
+        self, step: Step, forward: int, equations: Mapping[str, Receiver], is_last: bool = False
+    ) -> Iterator[None]:
         """Adds noise to the input of each layer, and the equations of each call to those of the layer.
 
         A forward on the batch of ``watching`` is made within the context.
@@ -133,7 +135,7 @@ class NoisyForwards:
         Args:
             step: The keys of the noise are hashed from it, and from ``forward``.
             forward: The number of the forward within the step.
-            equations: Those of each layer, by its name.
+            equations: What takes the equations of each layer, by its name.
             is_last: Whether no other forward follows. The states without noise are then freed layer by layer.
         """
         places = {name: place for place, name in enumerate(self._layers)}

@@ -38,8 +38,8 @@ class Feedback(Update):
     not zero. The method is of this project.
 
     The first step makes one forward more, to find the writers, and the forwards with noise of ``Jacobians``, unless a
-    file has the Jacobians. Later steps make one forward. If the loss looks at more tokens than in the steps before, a
-    step makes it again.
+    file has the Jacobians. Later steps make one forward, and one more where the Jacobians are corrected. If the loss
+    looks at more tokens than in the steps before, a step makes it again.
 
     Args:
         rule: Moves a weight by its S.
@@ -110,7 +110,7 @@ class Feedback(Update):
         self._outside = [weight for weight in weights if self._head and id(weight.parameter) not in held]
 
     def prepare(self, base: BasePoint) -> None:
-        """Computes δ at every layer, and keeps the inputs of the writers; see ``Stage.prepare``."""
+        """Computes δ at the last hidden state, and keeps the inputs of the writers; see ``Stage.prepare``."""
         self._collectives = base.collectives
         self._found = self._find_writers(base) if self._writers is None else self._writers
         due = self._jacobians.is_due(base.step)
